@@ -9,7 +9,6 @@ and worth reading. Any setting can be overridden, as in `--trainer.max_epochs 3`
 `fit` (the default), `validate`, `test` or `predict`; `python train_demo.py fit --help` lists all settings.
 """
 
-import logging
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
@@ -220,11 +219,7 @@ def with_defaults(arguments: list[str]) -> list[str]:
 def keep_quiet() -> None:
     """Silence Lightning's tips to install more, and warnings that only Lightning itself can act on."""
     warnings.filterwarnings("ignore", message=r"[\s\S]*(LeafSpec|deprecated in v4)")
-    rank_zero.log.addFilter(_no_tip)
-
-
-def _no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    rank_zero.log.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def main(arguments: list[str] | None = None) -> None:

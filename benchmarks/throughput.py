@@ -32,7 +32,7 @@ from vitx.attribution import Methods
 from vitx.cli.asking import Asked
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output
-from vitx.cli.many import Explainer, Place, predict, read_picture
+from vitx.cli.many import explained, predict, read_picture
 from vitx.cli.model import Subject
 from vitx.files import PICTURES, encode
 from vitx.inputs.prepared import preprocessing_of, to_tensor
@@ -143,10 +143,10 @@ def _without_model(options: Any, subject: Subject, files: list[Path], images: Te
 
 def _parts(subject: Subject, files: list[Path]) -> None:
     """Print the times of drawing and encoding."""
-    product, explainer = _product(subject, ".png"), Explainer(subject, PREDICTED)
+    product = _product(subject, ".png")
     pictures = [read_picture(number, file, subject) for number, file in enumerate(files)]
     batches = (pictures[start : start + BATCH] for start in range(0, len(files), BATCH))
-    found = [finding for batch in batches for finding in explainer(batch)]
+    found = [finding for batch in batches for finding in explained(subject, PREDICTED, batch)]
     product.drawn(found[0])
     begun = time.perf_counter()
     drawn = [product.drawn(finding) for finding in found]
@@ -166,12 +166,11 @@ def _rate(options: Any, subject: Subject, files: list[Path], suffix: str) -> flo
     """Explain all pictures as the command does, and return the number per second."""
     with tempfile.TemporaryDirectory() as folder:
         output = Output(Path(folder) / "maps", files, _product(subject, suffix), "")
-        explainer = Explainer(subject, PREDICTED)
         begun = time.perf_counter()
-        errors = predict(explainer, files, output, batch_size=BATCH, workers=1, place=Place(_CPU))
+        errors = predict(PREDICTED, files, output, _CPU, batch_size=BATCH, workers=1)
         taken = time.perf_counter() - begun
         assert not errors
-        assert not output.left()
+        assert not output.left(resume=True)
     return len(files) / taken
 
 

@@ -109,7 +109,11 @@ class ImageFolderData(pl.LightningDataModule):
         if not 0 < self.val_fraction < 1:
             raise VitxError(f"val_fraction must lie between 0 and 1, found {self.val_fraction}")
         train, val, test = _find_parts(self.root)
-        classes = _list_classes(train)
+        classes = _class_folders(train, "put the images of each class into a folder named after it")
+        if len(classes) == 1:
+            raise VitxError(
+                f"{train} holds only one class, {classes[0]!r}: add a folder of images for another"
+            )
         files = _list_files(train, classes)
         if val:
             val_files = _list_files(val, classes)
@@ -207,26 +211,13 @@ def _find_parts(root: Path | None) -> tuple[Path, Path | None, Path | None]:
     return root, None, None
 
 
-def _list_classes(folder: Path) -> tuple[str, ...]:
-    classes = _class_folders(folder)
-    if not classes:
-        raise VitxError(
-            f"{folder} holds no class folders: put the images of each class into a folder named after it"
-        )
-    if len(classes) == 1:
-        raise VitxError(f"{folder} holds only one class, {classes[0]!r}: add a folder of images for another")
-    return classes
-
-
 def _list_files(folder: Path, classes: tuple[str, ...]) -> list[File]:
     """Return the images of a folder, class by class; hidden files are left out."""
-    found = _class_folders(folder)
+    found = _class_folders(folder, "give it the same ones as the training images have")
     if unknown := [name for name in found if name not in classes]:
         raise VitxError(
             f"{folder} holds the class {unknown[0]!r}, which has no training images: add some, or remove it"
         )
-    if not found:
-        raise VitxError(f"{folder} holds no class folders: give it the same ones as the training images have")
     files = []
     for name in found:
         images = [path for path in sorted((folder / name).rglob("*")) if is_picture(path)]
@@ -239,5 +230,8 @@ def _list_files(folder: Path, classes: tuple[str, ...]) -> list[File]:
     return files
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(item.name for item in folder.iterdir() if item.is_dir() and item.name[0] != "."))
+def _class_folders(folder: Path, hint: str) -> tuple[str, ...]:
+    names = sorted(item.name for item in folder.iterdir() if item.is_dir() and item.name[0] != ".")
+    if not names:
+        raise VitxError(f"{folder} holds no class folders: {hint}")
+    return tuple(names)

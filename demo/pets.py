@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import OxfordIIITPet
 
 from demo.folder import ImageFolderData
-from vitx.errors import VitxError
+from vitx.errors import VitxError, in_words
 
 _BACKGROUND = 2  # in a trimap, where 1 is the pet and 3 its border
 
@@ -101,7 +101,7 @@ class PetData(ImageFolderData):
             raise VitxError(
                 f"the pets in {self.root}/oxford-iiit-pet are missing or incomplete"
                 f"{', and could not be fetched' if download else ''}: unpack images.tar.gz and "
-                f"annotations.tar.gz of www.robots.ox.ac.uk/~vgg/data/pets there ({_first_line(error)})"
+                f"annotations.tar.gz of www.robots.ox.ac.uk/~vgg/data/pets there ({in_words(error)})"
             ) from error
 
 
@@ -117,7 +117,3 @@ def object_mask(trimap: Tensor) -> Tensor:
         tensor([[ True, False,  True]])
     """
     return trimap[0] != _BACKGROUND
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

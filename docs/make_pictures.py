@@ -8,10 +8,10 @@ python docs/make_pictures.py logs/demo/version_0 logs/shortcut/version_0
 import sys
 from pathlib import Path
 
+from vitx.cli.timelapse import frame, timeline
 from vitx.files import write_png
 from vitx.pictures.gif import write_gif
-from vitx.runs.film import frame, timeline
-from vitx.runs.finding import open_runs
+from vitx.runs.saved import open_runs
 
 FOLDER = Path(__file__).parent
 FILMED = (0, 4)  # few images, so that the film leaves room for the text about it

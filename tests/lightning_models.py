@@ -68,11 +68,12 @@ def samples(count: int, seed: int = 0) -> TensorDataset:
 
 
 def fit(
-    *callbacks: pl.Callback, module: type[pl.LightningModule] = SmallClassifier, **options: Any
+    *callbacks: pl.Callback, module: Any = SmallClassifier, data: Any = None, **options: Any
 ) -> tuple[pl.Trainer, pl.LightningModule]:
-    """Train for two epochs of four steps, identically in every call."""
+    """Train identically in every call, by default for two epochs of four steps; `data` are two loaders."""
     pl.seed_everything(1)
-    model = module()
+    model = module() if isinstance(module, type) else module
+    ckpt_path = options.pop("ckpt_path", None)
     settings = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -84,6 +85,9 @@ def fit(
     }
     with TemporaryDirectory() as folder:  # unless the options name one
         trainer = pl.Trainer(callbacks=list(callbacks), **({"default_root_dir": folder} | settings | options))
-        train = DataLoader(samples(16), batch_size=4, shuffle=True)
-        trainer.fit(model, train, DataLoader(samples(8, seed=1), batch_size=4))
+        train, held_out = data or (
+            DataLoader(samples(16), batch_size=4, shuffle=True),
+            DataLoader(samples(8, seed=1), batch_size=4),
+        )
+        trainer.fit(model, train, held_out, ckpt_path=ckpt_path)
     return trainer, model

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitx.runs.finding import open_runs
 from vitx.runs.folder import RunFolder, read_facts
 from vitx.runs.run import Run
+from vitx.runs.saved import open_runs
 
 STEPS, COUNT, SIZE = (0, 4, 9), 3, 32
 LABELS = np.array([0, 1, 2])

@@ -180,11 +180,8 @@ class Ages(Dataset):
 
 def test_what_a_forward_asks_for_by_name_is_taken_from_the_batch():
     callback = RolloutCallback(num_images=4, on_error="raise", every_n_epochs=None)
-    trainer = pl.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False
-    )
-    module = NeedsAge()
-    trainer.fit(module, DataLoader(samples(8), batch_size=4), DataLoader(Ages(), batch_size=3))
+    data = DataLoader(samples(8), batch_size=4), DataLoader(Ages(), batch_size=3)
+    _, module = fit(callback, module=NeedsAge, data=data, max_steps=2)
     ages, images = torch.tensor([1.0, 3, 5, 7]), samples(8).tensors[0][1::2]
 
     class Bound(nn.Module):

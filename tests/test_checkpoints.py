@@ -112,7 +112,7 @@ def test_a_head_of_another_size_stays_as_it_is(tmp_path):
 def test_no_code_is_run_unless_trusted(tmp_path):
     path, proof = tmp_path / "a.pth", tmp_path / "was run"
     torch.save({"state_dict": trained().state_dict(), "more": Harmful(str(proof))}, path)
-    with pytest.raises(VitxError, match="reading it would run code from the file"):
+    with pytest.raises(VitxError, match="would run code when read"):
         read_weights(path)
     assert not proof.exists()
     assert read_weights(path, trust=True)
@@ -130,7 +130,7 @@ def test_a_whole_model_is_read_if_trusted(tmp_path, held):
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])
 def test_what_holds_no_weights(tmp_path, name):
     (tmp_path / name).write_text("no weights")
-    with pytest.raises(VitxError, match="holds no weights that torch or safetensors can read"):
+    with pytest.raises(VitxError, match="holds no weights that can be read"):
         read_weights(tmp_path / name)
 
 

@@ -21,7 +21,6 @@ from tests.processes import run_together
 from vitx.cli import main
 from vitx.cli.findings import Product
 from vitx.cli.folder import linked
-from vitx.cli.many import progress_bar
 from vitx.inputs.preprocessing import Preprocessing
 
 NAME = "deit_tiny_patch16_224"
@@ -226,20 +225,8 @@ class TestFiles:
 
     def test_one_class_against_another(self, folder, weights, tmp_path, capsys):
         output = tmp_path / "maps"
-        words = (
-            "--method",
-            "rollout",
-            "evidence",
-            "--target",
-            5,
-            2,
-            "--against",
-            3,
-            "--save",
-            "png",
-            "maps",
-            "json",
-        )
+        words = ["--method", "rollout", "evidence", "--target", 5, 2, "--against", 3]
+        words += ["--save", "png", "maps", "json"]
         assert main(command(folder / "a.png", *words, "--output", output, weights=weights)) == 0
         assert "why 5 or 2 and not 3" in capsys.readouterr().out
         with np.load(output / "a.png.npz") as arrays:
@@ -270,15 +257,8 @@ class TestFiles:
     def test_proportions_are_kept(self, folder, weights, tmp_path):
         output = tmp_path / "maps"
         Image.new("RGB", (120, 40), "red").save(folder / "wide.png")
-        words = [
-            folder / "wide.png",
-            "--input-options",
-            "keep_aspect=true",
-            "--save",
-            "maps",
-            "--output",
-            output,
-        ]
+        words = [folder / "wide.png", "--input-options", "keep_aspect=true", "--save", "maps"]
+        words += ["--output", output]
         assert main(command(*words, weights=weights)) == 0
         with np.load(output / "wide.png.npz") as arrays:
             assert arrays["rollout"].shape == (2, 7)
@@ -540,15 +520,6 @@ def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights,
     assert len(written(output)) == 125
     lines = (output / "explanations.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 125
-
-
-def test_the_bar_says_images_a_second_also_of_a_slow_model(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress_bar(200, True) as bar:
-        bar.start_t -= 100
-        bar.update(50)
-        bar.refresh()
-    assert "50/200 images [01:40<05:00,  0.50 images/s]" in capsys.readouterr().err
 
 
 def damaged(folder, name):

@@ -104,7 +104,7 @@ def test_a_model_of_open_clip(folder, tmp_path, capsys):
     assert "a dog: " in said
     status, said_without = asked(capsys, "explain", folder / "cat.png", *words[:4])
     assert status == 2
-    assert "compares pictures with texts: add --text" in said_without
+    assert "compares images with texts: add --text" in said_without
     loaded = open_clip.create_model("ViT-tiny-8", pretrained=str(tmp_path / "tiny.pth")).eval()
     target = vitx.targets.text("a cat", tokenizer=open_clip.get_tokenizer("ViT-tiny-8"))
     assert vitx.explain(loaded, folder / "cat.png", target=target).captions[0] in said

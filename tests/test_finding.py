@@ -10,8 +10,7 @@ import pytest
 from tests.played_runs import maps, open_run, write, write_run
 from vitx import VitxError
 from vitx.cli import main
-from vitx.runs.finding import names_apart, open_runs
-from vitx.runs.saved import read_run
+from vitx.runs.saved import names_apart, open_runs, read_run
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_what_stands_next_to_the_root_is_in_no_name(tmp_path, monkeypatch):
         write_run(place, steps=(0,))
     monkeypatch.setattr(Path, "resolve", lambda path: Path("/", *path.parts[-4:]))  # as on two disks
     monkeypatch.setattr(
-        "vitx.runs.finding.read_run", lambda folder, path: read_run(tmp_path / folder.relative_to("/"), path)
+        "vitx.runs.saved.read_run", lambda folder, path: read_run(tmp_path / folder.relative_to("/"), path)
     )
     assert [*open_runs(places)[0]] == ["logs/run", "logs/run (2)"]
 

@@ -66,7 +66,9 @@ def test_goes_to_forward_whole(method):
 
 def test_the_image_is_named_where_several_may_be():
     given = {"x": IMAGES, "age": torch.ones(2), "scale": torch.rand(2, 1, 4, 4)}
-    with pytest.raises(VitxError, match=r"several of the inputs may be .* x: \(2, 3, 32, 32\) float32, age"):
+    with pytest.raises(
+        VitxError, match=r"several of the inputs may be .* x: Tensor \(2, 3, 32, 32\) of torch.float32, age"
+    ):
         explain(WithAge(), inputs=given)
     assert explain(WithAge(), inputs=given, image="x").maps.shape == (2, 4, 4)
     assert trace(WithAge(), inputs=given, image="x").tape.image.shape == (2, 3, 32, 32)

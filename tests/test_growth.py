@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn.modules import module as global_hooks
 from torch.utils.data import DataLoader
 
-from tests.lightning_models import SmallClassifier, samples
+from tests.lightning_models import SmallClassifier, fit, samples
 from tests.processes import run_together
 from vitx.callbacks import RolloutCallback
 
@@ -97,21 +97,11 @@ def fires_200_times(tmp_path, kind):
     callback = RolloutCallback(num_images=1, every_n_steps=1, **options)
     watcher = Watcher(callback)
     logger = TensorBoardLogger(tmp_path)
-    trainer = pl.Trainer(
-        max_epochs=EPOCHS,
-        accelerator="cpu",
-        logger=logger,
-        callbacks=[callback, watcher],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
-    data, validation = (DataLoader(samples(size), batch_size=4) for size in (4 * STEPS, 4))
+    data = [DataLoader(samples(size), batch_size=4) for size in (4 * STEPS, 4)]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="RolloutCallback")
-        trainer.fit(SmallClassifier(), data, validation)
+        fit(callback, watcher, data=data, max_epochs=EPOCHS, logger=logger)
 
     assert len(list(tmp_path.rglob("firing-*.npz"))) == written
     assert len(warned) == said, [str(warning.message) for warning in warned]

@@ -49,14 +49,7 @@ class Lenient(SmallClassifier):
 def chosen(validation=None, module=Lenient, model=None, before=None, num_measured=4, **selection):
     count = selection.pop("num_images", 4)
     watch = Watch(Settings(num_images=(count, num_measured), **selection), model, before)
-    trainer = pl.Trainer(
-        fast_dev_run=True,
-        accelerator="cpu",
-        callbacks=[watch],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module(), DataLoader(samples(4), batch_size=4), validation)
+    fit(watch, module=module, data=(DataLoader(samples(4), batch_size=4), validation), fast_dev_run=True)
     return watch.found
 
 
@@ -219,18 +212,9 @@ class Lazy(Numbered):
 def test_a_data_set_that_is_read_in_workers_is_not_opened_here():
     data = Lazy()
     watch = Watch(Settings(num_images=2))
-    trainer = pl.Trainer(
-        max_steps=1,
-        accelerator="cpu",
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1,
-        val_check_interval=1,
-    )
-    loader = DataLoader(data, num_workers=2, multiprocessing_context="fork")
-    trainer.fit(Lenient(), DataLoader(samples(4), batch_size=4), loader)
+    loaders = DataLoader(samples(4), 4), DataLoader(data, num_workers=2, multiprocessing_context="fork")
+    few = {"max_steps": 1, "num_sanity_val_steps": 0, "limit_val_batches": 1, "val_check_interval": 1}
+    fit(watch, module=Lenient, data=loaders, **few)
     assert numbers(watch.found) == [5, 15]
     assert data.opened is None
 

@@ -346,7 +346,7 @@ def test_the_method_that_the_docs_add_is_right():
     [
         (
             {"gradient": "scores"},
-            "the gradient that typo reads must be None or one of 'score', .*, found 'scores'",
+            "the gradient that typo reads must be in .*'score', 'layer scores'.*, found 'scores'",
         ),
         (
             {"fused_heads": True},

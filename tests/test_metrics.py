@@ -205,5 +205,5 @@ def test_rank_correlation_of_other_types():
     order = torch.arange(16).view(1, 4, 4)
     assert metrics.rank_correlation(order, order / 100).item() == pytest.approx(1)
     assert metrics.rank_correlation(maps * torch.nan, maps).isnan().all()
-    with pytest.raises(VitxError, match="maps must have one shape to be compared"):
+    with pytest.raises(VitxError, match="maps must have one shape, found"):
         metrics.rank_correlation(maps, maps[:1])

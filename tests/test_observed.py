@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, TensorDataset
 
 import vitx
-from tests.lightning_models import SmallClassifier, samples
+from tests.lightning_models import SmallClassifier, fit, samples
 from tests.played_runs import open_run
 from vitx.callbacks import RolloutCallback
 from vitx.watch import showing
@@ -103,19 +103,11 @@ def run(module, data, monkeypatch, caplog, sanity=2, beside=None, first=False, v
     callback = RolloutCallback(
         **{"num_images": COUNT, "on_error": "raise", "every_n_epochs": None, **options}
     )
-    trainer = pl.Trainer(
-        max_epochs=1,
-        callbacks=[one for one in ((beside, callback) if first else (callback, beside)) if one],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=sanity,
-    )
+    callbacks = [one for one in ((beside, callback) if first else (callback, beside)) if one]
+    loader = DataLoader(data, batch_size=4)
+    settings = {"max_epochs": 1, "num_sanity_val_steps": sanity, "default_root_dir": "."}
     with caplog.at_level("INFO"):
-        loader = DataLoader(data, batch_size=4)
-        trainer.fit(module, loader, loader if validation else None)
+        fit(*callbacks, module=module, data=(loader, loader if validation else None), **settings)
     said = [record.message for record in caplog.records if "watches" in record.message]
     return callback, captions, said
 

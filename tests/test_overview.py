@@ -82,5 +82,3 @@ def test_of_an_explanation():
 def test_what_is_no_picture_is_said():
     with pytest.raises(VitxError, match="not clips"):
         overview_of(torch.zeros(1, 4, 8, 8, 3, dtype=torch.uint8), torch.ones(1, 2, 4, 4))
-    with pytest.raises(VitxError, match="at least one"):
-        Overview().draw()

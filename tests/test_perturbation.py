@@ -199,7 +199,7 @@ def test_metrics_offer_them():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"maps": torch.ones(3, 2, 2)}, r"one for each image, found \(2, 3, 32, 32\) and \(3, 2, 2\)"),
+        ({"maps": torch.ones(3, 2, 2)}, r"one for each, found \(2, 3, 32, 32\) and \(3, 2, 2\)"),
         ({"maps": torch.full((2, 2, 2), torch.nan)}, "the maps hold NaN"),
         ({"maps": [[1.0]]}, r"maps must be a tensor \(B, h, w\), found list"),
         ({"fractions": 0.5}, "fractions must be one or more .*, found 0.5"),
@@ -212,7 +212,7 @@ def test_metrics_offer_them():
         ({"target": 7}, "target 7 is out of range: the model has classes 0 to 6"),
         ({"target": 1.5}, "target must be None, the number of a class .*, found 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, found 0"),
-        ({"baseline": torch.ones(3, 5, 5)}, r"baseline must be a number, .*, found shape \(3, 5, 5\)"),
+        ({"baseline": torch.ones(3, 5, 5)}, r"baseline must be a number, .*, found Tensor \(3, 5, 5\)"),
     ],
 )
 def test_refuses(change, said):

@@ -255,7 +255,7 @@ def test_numbers_that_are_none_are_drawn_too():
     ("words", "sentence"),
     [
         (["absent"], "there is no folder absent"),
-        (["RUN", "--steps", "0"], "--steps must be at least 1, found 0"),
+        (["RUN", "--steps", "1"], "--steps must be at least 2, found 1"),
         (["RUN", "--output", "RUN"], "give the name of a file in it"),
     ],
 )

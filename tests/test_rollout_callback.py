@@ -291,18 +291,8 @@ def test_a_failing_explanation_warns_and_training_goes_on(tmp_path, monkeypatch)
 
 def resume(callback: RolloutCallback, validation: DataLoader, folder: Path, *others: pl.Callback) -> None:
     """Train one more epoch from last.ckpt in the folder; the new root is its subfolder `resumed`."""
-    trainer = pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[callback, *others],
-        default_root_dir=folder / "resumed",
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    train = DataLoader(samples(16), batch_size=4)
-    trainer.fit(SmallClassifier(), train, validation, ckpt_path=folder / "last.ckpt")
+    data, root = (DataLoader(samples(16), batch_size=4), validation), folder / "resumed"
+    fit(callback, *others, data=data, ckpt_path=folder / "last.ckpt", max_epochs=3, default_root_dir=root)
 
 
 def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
@@ -538,19 +528,11 @@ class Regression(ManyLabels):
     ],
     ids=["a class of several", "the likeliest of several", "a number"],
 )
-def test_several_classes_and_numbers(module, labels, target, tmp_path, monkeypatch):
+def test_several_classes_and_numbers(module, labels, target, monkeypatch):
     seen = []
     monkeypatch.setattr(render, "grid", lambda columns, captions, **_: seen.append(captions) or GRID)
-    data = TensorDataset(samples(4).tensors[0], labels)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[RolloutCallback(target=target, on_error="raise")],
-        logger=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+    data = DataLoader(TensorDataset(samples(4).tensors[0], labels), batch_size=4)
+    fit(RolloutCallback(target=target, on_error="raise"), module=module, data=(data, data), max_epochs=1)
     assert [caption.label for caption in seen[0]] == (
         ["0.50", "1.50", "-0.50", "2.00"] if module is Regression else ["0 + 1", "none", "1 + 2", "0"]
     )
@@ -565,21 +547,13 @@ class Shares(Regression):
     validation_step = training_step
 
 
-def test_shares_are_captioned_as_shares(tmp_path, monkeypatch):
+def test_shares_are_captioned_as_shares(monkeypatch):
     said = []
     monkeypatch.setattr(render, "grid", lambda columns, captions, **_: said.append(captions) or GRID)
     images, module = samples(4).tensors[0], Shares()
     data = DataLoader(TensorDataset(images, torch.tensor([0.35, 0.5, 1.0, 0.05])), batch_size=4)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[RolloutCallback(on_error="raise")],
-        logger=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-    )
     shares = module.eval()(images).sigmoid().tolist()
-    trainer.fit(module.train(), data, data)
+    fit(RolloutCallback(on_error="raise"), module=module.train(), data=(data, data), max_epochs=1)
     truth = ["0.35", "0.50", "1.00", "0.05"]
     expected = [f"{share:.2f}, is {true}" for share, true in zip(shares, truth, strict=True)]
     assert [str(caption) for caption in said[0]] == expected
@@ -659,11 +633,9 @@ def test_features_are_no_classes(module, data, options, methods, tmp_path, monke
     grid = render.grid
     monkeypatch.setattr(render, "grid", lambda *args, **kwargs: seen.append(args) or grid(*args, **kwargs))
     callback = RolloutCallback(on_error="raise", **options)
-    trainer = pl.Trainer(
-        max_steps=1, accelerator="cpu", callbacks=[callback], logger=False, default_root_dir=tmp_path
-    )
+    loaders = DataLoader(data, batch_size=4), DataLoader(data, batch_size=4)
     with caplog.at_level("INFO"):
-        trainer.fit(module(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+        fit(callback, module=module, data=loaders, max_steps=1, default_root_dir=tmp_path)
     columns, captions = seen[0]
     assert list(columns)[1:] == [title_of(name) for name in methods]
     assert list(callback.state_dict()["maps"]) == methods
@@ -685,15 +657,12 @@ def test_a_method_that_fails_is_tried_with_the_others_and_alone(tmp_path, failin
     assert "vitx/rollout/entropy" in trainer.callback_metrics
 
 
-def test_the_map_of_a_regression_is_about_the_number(tmp_path):
-    data = TensorDataset(samples(4).tensors[0], torch.tensor([0.5, 1.5, -0.5, 2.0]))
+def test_the_map_of_a_regression_is_about_the_number():
+    data = DataLoader(TensorDataset(samples(4).tensors[0], torch.tensor([0.5, 1.5, -0.5, 2.0])), batch_size=4)
     maps = []
     for target in ("predicted", lambda numbers: numbers):
-        pl.seed_everything(1)
         callback = RolloutCallback(target=target, on_error="raise")
-        options = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
-        trainer = pl.Trainer(max_steps=1, accelerator="cpu", callbacks=[callback], **options)
-        trainer.fit(Regression(), DataLoader(data, batch_size=4), DataLoader(data, batch_size=4))
+        fit(callback, module=Regression, data=(data, data), max_steps=1)
         maps.append(callback.state_dict()["maps"]["grad_rollout"])
     assert torch.equal(*maps)
 

@@ -413,17 +413,17 @@ def thresholds(net, b):
 
 def two_tasks(net, b):
     logits = net(b["x"])
-    return ce(logits[:, :2], b["y"].clamp(max=1)) + F.mse_loss(logits[:, 2], b["grade"])
+    return ce(logits[:, :2], (b["y"] > 0).long()) + F.mse_loss(logits[:, 2], b["grade"])
 
 
-@pytest.mark.parametrize("step", [thresholds, two_tasks])
-def test_an_output_of_which_parts_are_compared_has_no_kind(step):
+@pytest.mark.parametrize(("step", "part"), [(thresholds, 0), (two_tasks, slice(2))])
+def test_of_parts_that_are_compared_one_by_one_the_first_counts(step, part):
     net, b = Net(), batch(6)
     seen = recorded(step, net, b)
-    assert seen.kind == "features"
-    assert seen.labels(b) is None
-    assert torch.equal(seen.run(net, b), net(b["x"]))
-    assert seen.note == "step compares parts of the output one by one"
+    assert seen.kind == "class"
+    assert torch.equal(seen.labels(b), b["y"].clamp(max=1))
+    assert torch.equal(seen.run(net, b), net(b["x"])[:, part])
+    assert seen.note == "of 2 comparisons in step, forward's counts: give forward_fn or labels for another"
 
 
 def weighed(net, b):

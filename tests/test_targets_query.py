@@ -31,9 +31,7 @@ def test_it_is_the_logit_by_hand(name):
     shares = output.logits.softmax(-1)[..., :-1] if name in WITH_NONE else output.logits.sigmoid()
     best = shares.amax(-1).topk(3).indices
     assert best_queries(found, 3).equal(best)
-    assert best_queries(found.logits, 3).equal(best)
-    assert best_queries(found[1:].cpu().logits, 3).equal(best[1:])
-    assert best_queries(output.logits, 3, no_object=name in WITH_NONE).equal(best)
+    assert best_queries(found[1:].cpu(), 3).equal(best[1:])
 
 
 def test_its_best_class_is_never_none():
@@ -69,16 +67,12 @@ def test_bad_words(target, said):
         explain(model, images, target=target())
 
 
-def test_bare_logits_do_not_say_what_their_last_class_is():
-    logits = torch.tensor([[[3.0, 5.0], [1.0, 0.0]]])
-    assert best_queries(logits, 1, no_object=False).tolist() == [[0]]
-    assert best_queries(logits, 1, no_object=True).tolist() == [[1]]
-    with pytest.raises(VitxError, match="no_object=True or False"):
-        best_queries(logits, 1)
+def test_the_best_queries_are_those_of_a_detector():
+    model, images = made("yolos")
+    with pytest.raises(VitxError, match="cannot choose 7 of 6 queries"):
+        best_queries(explain(model, images), 7)
     with pytest.raises(VitxError, match="no queries: give the explanation of a detector"):
-        best_queries(logits[0], 1)
-    with pytest.raises(VitxError, match="3 of 2 queries"):
-        best_queries(logits, 3, no_object=True)
+        best_queries(torch.rand(1, 6, 5), 1)
 
 
 def test_a_box_is_drawn_where_it_lies():

@@ -174,7 +174,7 @@ GIVEN = vision_language.FAMILIES["LLaVA"][1]
         (GIVEN["pixel_values"], asked("LLaVA"), "a word needs pictures and a prompt"),
         (PICTURES, word("dog", prompt="what"), "no processor was saved with the model"),
         (PICTURES, asked("LLaVA", "wolf"), "unknown word 'wolf'"),
-        (PICTURES, asked("LLaVA", 99), "token 99 is out of range: the model has 64 tokens"),
+        (PICTURES, asked("LLaVA", 99), "token 99 is out of range: the model has tokens 0 to 63"),
         (PICTURES, asked("LLaVA", prompt="<image> it"), "LlavaProcessor refused 2 pictures"),
     ],
 )

@@ -18,8 +18,8 @@ from tests.played_runs import (
     write_run,
 )
 from vitx.cli import main
+from vitx.cli.timelapse import frame, timeline
 from vitx.pictures.render import GAP, LINE, TILE_WIDTH
-from vitx.runs.film import evenly, frame, timeline
 
 NEAR = 16  # of 255: how far the 256 colors of a film may be from those of the picture
 
@@ -151,13 +151,6 @@ def test_few_frames_are_chosen_and_steps_of_other_images_left_out(tmp_path, caps
     assert len(frames(tmp_path / "film" / "all.gif")) == 2
     strip = Image.open(tmp_path / "film" / "image-0.png")
     assert strip.width == GAP + 3 * (TILE_WIDTH + GAP)
-
-
-def test_frames_are_chosen_evenly_with_the_first_and_the_last():
-    for count in range(1, 40):
-        for most in range(2, 12):
-            chosen = evenly(count, most)
-            assert (chosen[0], chosen[-1], len(chosen)) == (0, count - 1, min(count, most))
 
 
 def test_one_firing_is_a_film_too(tmp_path):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import vitx
 from tests import texts, vision_language
+from tests.lightning_models import fit
 from tests.played_runs import open_run
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
@@ -66,17 +67,9 @@ def trained(folder, target):
     module = Contrastive()
     before = copy.deepcopy(module).eval()
     watching = RolloutCallback([0, 2, 4], methods=("evidence",), target=target, on_error="raise")
-    trainer = pl.Trainer(
-        max_steps=1,
-        default_root_dir=folder,
-        logger=pl.loggers.CSVLogger(folder),
-        callbacks=[watching],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
     loader = DataLoader(Pairs(named=False), 3)
-    trainer.fit(module, loader, loader)
+    logger = pl.loggers.CSVLogger(folder)
+    fit(watching, module=module, data=(loader, loader), max_steps=1, default_root_dir=folder, logger=logger)
     return before, open_run(folder)
 
 

@@ -1,7 +1,8 @@
 """The exception for invalid input, and messages of other exceptions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 
 class VitxError(ValueError):
@@ -24,6 +25,14 @@ def failure(sentence: str, say: Callable[[Exception], str] = in_words) -> Iterat
         raise
     except Exception as error:
         raise VitxError(f"{sentence}: {say(error)}") from error
+
+
+def shown(value: Any) -> str:
+    """Return the type of a value, with the shape and dtype of an array, or the length of a sequence."""
+    kind = type(value).__name__
+    if hasattr(value, "dtype"):
+        return f"{kind} {tuple(value.shape)} of {value.dtype}"
+    return f"{kind} of {len(value)}" if isinstance(value, Sequence) else kind
 
 
 def last_line(error: BaseException) -> str:

@@ -50,9 +50,8 @@ class Explanation(Drawing):
         captions: a line about the target for each image; None to show the prediction instead.
         boxes: (B, 4), the box that the target refers to, x0, y0, x1, y1 in pixels; None if there is none.
         paired: True if consecutive images form pairs, as those of `vitx.targets.similar_to` do.
-        sinks: (B, h, w) bool, patches that most queries of most layers attend to
-            (Darcet et al. 2024, arXiv 2309.16588): rollouts are bright there, often for no reason in the
-            picture. None if sinks cannot be determined, as in a windowed model.
+        sinks: (B, h, w) bool, patches that most queries of most layers attend to, see
+            [Sinks](../trust.md#sinks). None if they cannot be determined, as in a windowed model.
         objects: (B, Q), the confidence of each query of a detector; None for other models.
         class_names: the names of the classes that the model declares; None if it declares none.
         viewer: builds the page of `view`, and holds a weak reference to the model; None if there is none.
@@ -79,11 +78,6 @@ class Explanation(Drawing):
         pairs = len(rows) % 2 == 0 and bool(((first % 2 == 0) & (second == first + 1)).all())
         return replace(self, **kept, paired=self.paired and pairs)
 
-    def __post_init__(self) -> None:
-        """Attach `objects` to the logits of a detector, where `vitx.targets.best_queries` finds them."""
-        if self.objects is not None:
-            self.logits.objects = self.objects  # type: ignore[attr-defined]
-
     def __getstate__(self) -> dict[str, Any]:
         """Drop the viewer when pickling: its model may not exist where this is unpickled."""
         return vars(self) | {"viewer": None}
@@ -105,15 +99,10 @@ class Explanation(Drawing):
 
         A notebook displays it, and its `save` writes it to one file. Explanations do not keep attention, so
         it is recorded again: the model must still exist, and be unchanged.
-
-        Raises:
-            VitxError: The model or the images are gone, the model has changed, or no tokens lie in a grid.
         """
         if self.viewer is None or self.images is None:
-            raise VitxError(
-                "a page needs the model and the images, which this explanation lacks, as do those from a "
-                "DataLoader or a file: explain some images and view the result"
-            )
+            said = "a page needs the model and the images, which explanations of a DataLoader or a file lack"
+            raise VitxError(f"{said}: explain some images and view the result")
         return self.viewer(self, class_names)
 
     def save(self, path: str | Path, **options: Any) -> None:
@@ -121,9 +110,6 @@ class Explanation(Drawing):
 
         The file is written atomically. `vitx.load` reads .npz files, which do not contain the images. The
         options are those of `picture`, `view` or `film`.
-
-        Raises:
-            VitxError: The suffix is unknown, the file cannot be written, or as for `picture`, `view`, `film`.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -159,11 +145,7 @@ class Explanation(Drawing):
 
 
 def load(path: str | Path) -> Explanation:
-    """Load an explanation, without its images, from a .npz file of `Explanation.save`.
-
-    Raises:
-        VitxError: There is no such file, or it is not a saved explanation.
-    """
+    """Load an explanation, without its images, from a .npz file of `Explanation.save`."""
     with readable(Path(path)), np.load(path, allow_pickle=False) as arrays:
         found: dict[str, Any] = dict(arrays)
     known = {one.name: one.type for one in fields(Explanation) if one.name not in _NOT_SAVED}

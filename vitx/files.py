@@ -34,11 +34,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def savez(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write arrays as .npz, with exactly one entry per array.
-
-    `allow_pickle` is left out: older versions of NumPy store it as an array, and numbers need no pickle.
-    """
-    save: Callable[..., None] = np.savez_compressed
+    """Write arrays as .npz."""
+    save: Callable[..., None] = np.savez_compressed  # its types take an array for `allow_pickle`
     save(file, **arrays)
 
 

@@ -1,8 +1,8 @@
 """One forward pass of a model, the score that a target selects, and the backward pass of each method."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -75,13 +75,13 @@ def follow(
             recorder, dtype = Recorder(tape), torch.promote_types(images.dtype, torch.float32)
             lens = any(method.gradient == "layer scores" for method in chosen.values())
             end, layer_scores = _record(recorder, model, asked, target, inputs, lens)
-            of_spot = end.spot and end.spot.score
-            score = cache(lambda: of_spot or score_of(end.value, end.total, end.output, dtype))
+            spot = end.spot
+            score = cache(lambda: spot.score if spot else score_of(end.value, end.total, end.output, dtype))
             found: dict[str, Attribution] = {}
             sinks: Sinks | None = None
             for name, method in chosen.items():
-                if end.spot is not None:
-                    start = end.spot.start
+                if spot is not None:
+                    start = spot.start
                 elif target is not None or (method.gradient and end.classes is not None):
                     start = score().start
                 else:
@@ -90,18 +90,16 @@ def follow(
                 back = Backward(tape, images, start, end.value, read)
                 with without_autocast(images.device):
                     if not found:
-                        sinks = find_sinks(tape, partial(_placed, back))
+                        sinks = find_sinks(tape, lambda parts: back.place(parts).maps)  # noqa: B023
                     back.sinks = sinks
                     found[name] = method.find(back, **methods[name])
-                _check_grid(tuple(found[name].maps.shape[1:]), end)
+                _check_map(name, found[name].maps, end)
             if show is not None:
                 show(Trace(tape, recorder, back.passed))
-            channels = back.grid.channels
+            return _explained(model, images, found, end, back)
     finally:
         if show is None:
             tape.clear()
-    _check_finite(found)
-    return _explained(model, images, found, end, sinks, channels)
 
 
 def _record(
@@ -110,10 +108,7 @@ def _record(
     """Record a forward pass; return its end and, with the logit lens, the score of each layer."""
     dtype = torch.promote_types(asked.images.dtype, torch.float32)
     if lens and isinstance(target, Question):
-        raise VitxError(
-            "legrad scores each layer with the model's own head, which only scores classes: use another "
-            "method for this target"
-        )
+        raise VitxError("legrad explains only classes: use another method for this target")
     pixels = asked.images.detach().as_subclass(Tensor).clone()  # some models modify their input
     recorder.begin(pixels)
     watching: AbstractContextManager[Any] = watched(model) if lens else nullcontext()
@@ -129,11 +124,10 @@ def _record(
         each = [layer_logits(*block) for block in blocks]
     if [end.output.shape] * len(recorder.tape.layers) != [one.shape for one in each]:
         shapes = sorted({tuple(one.shape) for one in each})
-        raise VitxError(
-            f"found {len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions "
-            f"and an output of shape {tuple(end.output.shape)}: legrad needs one attention in each block, "
-            "and the model's own head at its end"
-        )
+        blocks = f"{len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions"
+        needs = "one attention in each block, and the model's own head at its end"
+        output = f"an output of shape {tuple(end.output.shape)}"
+        raise VitxError(f"found {blocks} and {output}: legrad needs {needs}")
     return end, [score_of(recorder.get(own), end.total, own, dtype) for own in each]
 
 
@@ -155,17 +149,10 @@ def _run(
             value, logits, logits, lambda found: scores(target, found, classes).sum(), objects, classes
         )
     found, answers = main(output), asked.answers(output)
-    if not isinstance(answers, Answers):
-        raise VitxError(
-            f"the answers of a question must be vitx.targets.Answers, found {type(answers).__name__}"
-        )
     score = answers.scores
     if (score is None) == (asked.cells is None):
-        given = "neither scores nor cells" if asked.cells is None else "both scores and cells"
-        raise VitxError(
-            f"the question gives {given}: return a score for each image with Answers(scores), or name a "
-            "patch of each image with Asked(cells=...)"
-        )
+        wanted = "a score for each image, by Answers(scores), or a patch of each, by Asked(cells=...)"
+        raise VitxError(f"a question gives {wanted}: found {'neither' if score is None else 'both'}")
     if score is None:  # the score of a token is set after the pass
         value, score = recorder.tape.values[-1], images.new_zeros(len(images), 0)
     elif score.ndim != 1 or len(score) not in ((1, len(images)) if inputs.together else (len(images),)):
@@ -176,25 +163,19 @@ def _run(
 
 
 def _explained(
-    model: nn.Module,
-    images: Tensor,
-    found: Mapping[str, Attribution],
-    end: End,
-    sinks: Sinks | None,
-    channels: int | None,
+    model: nn.Module, images: Tensor, found: Mapping[str, Attribution], end: End, back: Backward
 ) -> dict[str, Explanation]:
     """Build the explanation of each method from its maps and the end of the pass."""
     logits, classes, captions = full(end.logits.detach()), end.classes, end.answers.captions
     if len(logits) not in (1, len(images)):
-        raise VitxError(
-            f"the model returned {tuple(logits.shape)} for {len(images)} pictures: explain prompts one by one"
-        )
+        said = f"the model returned {tuple(logits.shape)} for {len(images)} pictures"
+        raise VitxError(f"{said}: explain prompts one by one")
     if len(logits) < len(images):  # the images of one prompt share its logits
         logits = logits.expand(len(images), *logits.shape[1:])
         classes = None if classes is None else classes.expand(len(images))
         captions = None if captions is None else [*captions] * len(images)
     mean, std = normalization(model)
-    names = [short(name) for name in declared_names(model) or ()]
+    names, channels = [short(name) for name in declared_names(model) or ()], back.grid.channels
     return {
         name: Explanation(
             maps=one.maps,
@@ -212,37 +193,24 @@ def _explained(
             boxes=end.answers.boxes,
             paired=end.answers.paired,
             objects=end.objects,
-            sinks=None if sinks is None else sinks.marked(one.maps),
+            sinks=None if back.sinks is None else back.sinks.marked(one.maps),
             class_names=names if logits.shape[1:] == (len(names),) else None,
         )
         for name, one in found.items()
     }
 
 
-def _placed(back: Backward, found: Iterable[tuple[Value, Tensor]]) -> Tensor:
-    return back.place(found).maps
-
-
-def _check_grid(grid: tuple[int, ...], end: End) -> None:
-    """Raise a VitxError if the tokens that a question is about lie in another grid than those of the map."""
+def _check_map(name: str, maps: Tensor, end: End) -> None:
+    """Raise a VitxError unless maps are finite, and in the grid of the tokens that a question is about."""
+    grid, bad = tuple(maps.shape[1:]), (~maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        said = f"the {name} maps of images {bad} are not finite"
+        raise VitxError(f"{said}: the images or the weights hold NaN or infinite values")
+    said = f"the map has a grid of {grid}, but the tokens of the"
     if end.spot is not None and grid != end.spot.grid:
-        raise VitxError(
-            f"the map has a grid of {grid}, but the tokens of the last layer have a grid of {end.spot.grid}: "
-            "give a score of the features of that token as the target"
-        )
+        said = f"{said} last layer have a grid of {end.spot.grid}"
+        raise VitxError(f"{said}: give a score of the features of that token as the target")
     taken = end.answers.grid
     if taken is not None and grid[0] * taken[1] != grid[1] * taken[0]:
-        raise VitxError(
-            f"the map has a grid of {grid}, but the tokens of the output seemed to have one of {taken}: give "
-            "a function from the output to scores (B,) as the target"
-        )
-
-
-def _check_finite(found: Mapping[str, Attribution]) -> None:
-    for name, one in found.items():
-        bad = (~one.maps.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise VitxError(
-                f"the {name} maps of images {bad} are not finite: the images or the weights hold NaN or "
-                "infinite values"
-            )
+        said = f"{said} output seemed to have one of {taken}"
+        raise VitxError(f"{said}: give a function from the output to scores (B,) as the target")

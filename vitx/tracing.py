@@ -26,17 +26,12 @@ class Trace:
 
     `print(trace)` lists the steps: the module that ran, the operator, the shape of its output, and the
     relevance that flowed through it, if known.
-
-    Attributes:
-        tape: the steps of the pass and their values.
-        relevance: the relevance of each value, if a map was computed.
-        passes: the number of forward passes that were recorded.
     """
 
-    tape: Tape
+    tape: Tape  # the steps of the pass and their values
     _recorder: Recorder
-    relevance: dict[Value, Tensor] = field(default_factory=dict)
-    passes: int = 0
+    relevance: dict[Value, Tensor] = field(default_factory=dict)  # empty unless a map was computed
+    passes: int = 0  # that were recorded
     _outputs: list[Tensor] = field(default_factory=list)
 
     @property
@@ -45,24 +40,15 @@ class Trace:
         return [one for one in self.tape.attentions if not one.weights.shape[2] == 1 < one.weights.shape[3]]
 
     def attentions(self) -> list[Tensor]:
-        """Return A of every attention between tokens, (B, heads, N, N), first layer first.
-
-        Raises:
-            VitxError: There was no attention, more than one pass, or attention that is not one N x N matrix
-                for each image, head and layer.
-        """
+        """Return A of every attention between tokens, (B, heads, N, N), first layer first."""
         self.check()
         return [layer.weights.matrix() for layer in self.self_attentions]
 
     def gradients(self, score: Tensor) -> list[Tensor]:
         """Return d(score) / dA of every attention between tokens, (B, heads, N, N), first layer first.
 
-        Args:
-            score: a scalar computed from the model's output, such as `logits[:, 3].sum()`, within the
-                context, or after it if autograd recorded the model's output.
-
-        Raises:
-            VitxError: As for `attentions`; or the pass was captured without `gradients=True`.
+        The score is a scalar computed from the model's output, such as `logits[:, 3].sum()`, within a context
+        `capture(model, gradients=True)`, or after it if autograd recorded the output.
         """
         self.check()
         if self.tape.network is None:
@@ -78,10 +64,8 @@ class Trace:
             return {value: torch.ones(score.shape, dtype=dtype, device=score.device)}
         outputs = {v: t for t in self._outputs if t.requires_grad and (v := self._recorder.get(t))}
         if not score.requires_grad or not outputs:
-            raise VitxError(
-                "the score does not depend on any attention that was recorded: compute it from the model's "
-                "output within the context, or with gradients enabled"
-            )
+            said = "the score does not depend on any attention that was recorded"
+            raise VitxError(f"{said}: compute it from the output in the context, or with gradients enabled")
         with without_autocast(score.device):
             found = torch.autograd.grad(score, [*outputs.values()], allow_unused=True, retain_graph=True)
         return {value: g.to(dtype) for value, g in zip(outputs, found, strict=True) if g is not None}
@@ -89,9 +73,7 @@ class Trace:
     def check(self) -> None:
         """Raise a VitxError unless the trace is of one pass of a plain Vision Transformer."""
         if self.passes > 1:
-            raise VitxError(
-                f"the model ran {self.passes} forward passes: capture one pass, on one batch of images"
-            )
+            raise VitxError(f"the model ran {self.passes} forward passes: capture one, on a batch of images")
         shapes = [layer.weights.shape for layer in self.self_attentions]
         if not shapes:
             raise VitxError(NO_ATTENTION)
@@ -119,16 +101,10 @@ class Trace:
 
 @contextmanager
 def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
-    """Record one forward pass of the model, to read its attention.
+    """Record one forward pass of the model inside the context, and yield its trace, to be read after it.
 
-    Its output and gradients are bit-identical to those of a pass that is not recorded.
-
-    Args:
-        model: the model that runs inside the context.
-        gradients: whether to record what `Trace.gradients` needs.
-
-    Yields:
-        The trace, to be read after the pass.
+    Its output and gradients are bit-identical to those of a pass that is not recorded. With `gradients`, the
+    trace holds what `Trace.gradients` needs.
 
     Example:
         >>> from torch import nn

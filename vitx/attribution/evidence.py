@@ -48,14 +48,7 @@ def _taken(back: Backward, attention: Attention, read: Tensor) -> tuple[Value, T
 
 
 def ranked(signed: Tensor) -> Tensor:
-    """Turn a signed map into one that is >= 0 in the same order: negative entries rank below all others.
-
-    Example:
-        >>> ranked(torch.tensor([[[2.0, -1.0], [-3.0, 0.0]]])).argsort().tolist()
-        [[[1, 0], [0, 1]]]
-        >>> ranked(torch.tensor([[[-2.0, -1.0, -4.0]]]))
-        tensor([[[2., 3., 0.]]])
-    """
+    """Turn a signed map into one that is >= 0 in the same order: negative entries rank below all others."""
     above, below = signed.clamp(min=0), signed.clamp(max=0)
     whole = tuple(range(1, signed.ndim))
     top, lowest = above.amax(whole, keepdim=True), below.amin(whole, keepdim=True)

@@ -58,22 +58,14 @@ _METHODS: dict[str, Method] = {}
 def register(name: str, *, title: str | None = None, **needs: Any) -> Callable[[Find], Find]:
     """Return a decorator that registers a function as a method.
 
-    Args:
-        name: the name of the method.
-        title: its name in pictures; by default, the same.
-        **needs: the fields `gradient`, `fused_heads`, `slow` and `accounts` of `Method`.
-
-    Raises:
-        VitxError: The gradient is unknown, or `fused_heads` comes with a gradient or without `head_fusion`.
+    `title` is its name in pictures, by default the same; `needs` are further fields of `Method`.
     """
 
     def add(find: Find) -> Find:
         method = Method(find, title or name, **needs)
-        if method.gradient not in (None, *(known := get_args(Gradient))):
-            raise VitxError(
-                f"the gradient that {name} reads must be None or one of {', '.join(map(repr, known))}, found "
-                f"{method.gradient!r}"
-            )
+        known = (None, *get_args(Gradient))
+        if method.gradient not in known:
+            raise VitxError(f"the gradient that {name} reads must be in {known}, found {method.gradient!r}")
         if method.fused_heads and (method.gradient or "head_fusion" not in method.options):
             raise VitxError(f"{name} cannot have fused_heads: it reads a gradient, or has no head_fusion")
         _METHODS[name] = method
@@ -114,10 +106,8 @@ def with_options(methods: Any) -> dict[str, dict[str, Any]]:
     """Return a mapping from method names to options, given such a mapping, several names, or one name."""
     names = [methods] if isinstance(methods, str) else methods
     if not isinstance(names, (Mapping, Sequence)) or not names or not all(isinstance(n, str) for n in names):
-        raise VitxError(
-            f"methods must be names, or a mapping from names to options, and not empty, found {methods!r}: "
-            f"the methods are {', '.join(_METHODS)}"
-        )
+        found = f"found {methods!r}: the methods are {', '.join(_METHODS)}"
+        raise VitxError(f"methods must be names, or a mapping from names to options, and not empty, {found}")
     given = names if isinstance(names, Mapping) else dict.fromkeys(names)
     asked = {name: dict(options or {}) for name, options in given.items()}
     for name, options in asked.items():

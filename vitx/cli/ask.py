@@ -13,8 +13,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 import vitx
@@ -56,14 +54,11 @@ def run(options: Any) -> int:
     found = vitx.explain(model.eval(), [*pictures], options.method, target=target)
     for said in dict.fromkeys(found.captions or ()):
         print(said)
-    return write_and_say(path, drawn(found, options.prompt, [picture.name for picture in pictures]))
+    return write_and_say(path, _drawn(found, options.prompt, [picture.name for picture in pictures]))
 
 
-def drawn(found: vitx.Explanation, prompt: str, names: Sequence[str]) -> NDArray[np.uint8]:
-    """Draw a row for each picture, or each part that the model sees separately, and a column for each word.
-
-    The prompt is above a single row, or below several.
-    """
+def _drawn(found: vitx.Explanation, prompt: str, names: Sequence[str]) -> render.Picture:
+    """Draw a row for each picture or part of it; the prompt is above a single row, or below several."""
     captions = list(found.captions or ())
     rows = next((place for place, one in enumerate(captions) if one != captions[0]), len(captions))
     overlays = found.overlays()

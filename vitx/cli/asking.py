@@ -43,9 +43,9 @@ def add_questions(group: Any) -> None:
     add(group, "--against", "CLASS", "why --target (or --text), and not this: the difference of their scores")
     add(group, "--text", "TEXT", "texts that a CLIP compares with the picture; one map for each", nargs="+")
     add(group, "--similar-to", "FILE", "what makes the picture like this one; both get a map")
-    add(group, "--patch", "N", "where a patch looks: its row and column in the map, from 0", int, nargs="+")
-    part = "a class in a part of a segmentation: the class, and x0 y0 x1 y1 in pixels of the model's input"
-    add(group, "--region", "N", part, float, nargs="+")
+    add(group, "--patch", ("ROW", "COLUMN"), "where this patch of the map looks, from 0", int, nargs=2)
+    part = "a class in a part of a segmentation, in pixels of the model's input"
+    add(group, "--region", ("CLASS", "X0", "Y0", "X1", "Y1"), part, float, nargs=5)
     add(group, "--objects", "N", "the N surest objects of a detector, each map with its box", int)
 
 
@@ -59,9 +59,6 @@ def check_questions(options: Any) -> bool:
     if len(given) > 1:
         first, second = (name.replace("_", "-") for name in given[:2])
         raise VitxError(f"--{first} cannot be combined with other questions: leave out --{second}")
-    for name, count, what in (("patch", 2, "a row and a column"), ("region", 5, "a class, and x0 y0 x1 y1")):
-        if options[name] is not None and len(options[name]) != count:
-            raise VitxError(f"--{name} takes {what}, found {' '.join(f'{one:g}' for one in options[name])}")
     return other
 
 

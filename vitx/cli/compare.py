@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.attribution import DEFAULT, title_of, with_options
@@ -25,7 +23,7 @@ from vitx.files import png_path
 from vitx.inputs.reading import find_picture
 from vitx.pictures import render
 from vitx.pictures.captions import Caption, captions_of
-from vitx.runs.finding import names_apart
+from vitx.runs.saved import names_apart
 
 
 def add_options(command: Any) -> None:
@@ -55,7 +53,7 @@ def run(options: Any) -> int:
     return write_and_say(path, _drawn(subjects, picture, asked, options.target))
 
 
-def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str) -> NDArray[np.uint8]:
+def _drawn(subjects: dict[str, Subject], picture: Path, asked: Any, target: str) -> render.Picture:
     """Draw the input, the maps of each model, and their differences from the first."""
     columns, maps = dict[str, Tensor](), dict[str, Sequence[Tensor]]()
     for name, subject in subjects.items():

@@ -33,12 +33,12 @@ from torch import nn
 
 import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
-from vitx.cli.asking import add_questions, check_questions, check_target, questions_of
+from vitx.cli.asking import Asked, add_questions, check_questions, check_target, questions_of
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output, linked
-from vitx.cli.many import SHARD, Explainer, Place, predict
+from vitx.cli.many import SHARD, predict
 from vitx.cli.model import PREDICTED, Subject, add_model_details, add_model_options, load_subject
-from vitx.cli.options import ANY, COUNT, TEXT, add, check_folder, check_least, read_settings
+from vitx.cli.options import ANY, COUNT, TEXT, add, check_least, output_folder, read_settings
 from vitx.errors import VitxError
 from vitx.files import PICTURES, write_png
 from vitx.functional.fusing import check_options
@@ -91,20 +91,20 @@ def run(options: Any) -> int:
     asked = _methods(options)
     if not other:
         check_target(options.text or options.target, asked, options.against)
-    unsigned = [name for name in asked if not find_method(name).accounts]
-    if options.signed and unsigned:
-        raise VitxError(f"--signed needs a method with signed maps, and {unsigned[0]} has none: use evidence")
-    folder = Path(options.output)
+    for name in asked if options.signed else ():
+        if not find_method(name).accounts:
+            raise VitxError(f"--signed needs a method with signed maps, and {name} has none: use evidence")
+    folder = output_folder(options)
     files = _files(options.paths, folder)
-    explainer = _explainer(options, asked, other)
-    subject, suffixes = explainer.subject, explainer.subject.prepare.suffixes
+    subject, questions = _asked(options, asked, other)
+    suffixes = subject.prepare.suffixes
     files = [file for file in files if has_suffix(file, suffixes) or str(file) in options.paths]
     if not files:
         raise VitxError(f"found no file of a type that the model takes ({', '.join(sorted(suffixes))})")
     if options.trace:
         (name, given), *_ = subject.methods.items()
         image = subject.batch(files[:1])
-        target = explainer.questions[0].put(subject, image)
+        target = questions[0].put(subject, image)
         print(vitx.trace(subject.model, image, name, target=target, **given))
         return 0
     sharded = "shards" in options.save
@@ -113,13 +113,12 @@ def run(options: Any) -> int:
     kinds = tuple(dict.fromkeys(_SAVED[kind] for kind in options.save if _SAVED[kind]))
     product = Product(subject, kinds, options.signed)
     output = Output(folder, files, product, _settings(options, subject), sharded)
-    output.check(options.resume)
-    left = output.left() if options.resume else files
+    left = output.left(options.resume)
     if len(left) < len(files):
         print(f"{len(files) - len(left):,} of {len(files):,} pictures are already finished")
     overview = Overview() if options.overview else None
     more = {"batch_size": options.batch_size, "workers": running.pop("workers", None), "overview": overview}
-    explain = partial(predict, explainer, left, output, **more)
+    explain = partial(predict, questions, left, output, **more)
     errors, speaks = _explain(explain, subject.model, running) if left else ({}, True)
     if not speaks:
         return 0
@@ -131,7 +130,7 @@ def run(options: Any) -> int:
     skipped, done = f", {len(errors):,} skipped" if errors else "", len(left) - len(errors)
     print(f"{done:,} picture{'' if done == 1 else 's'} explained{skipped}: see {linked(folder)}")
     lost = {left[place] for place in errors}
-    _show(options, explainer, [file for file in files if file not in lost], output, overview)
+    _show(options, questions[0], [file for file in files if file not in lost], output, overview)
     return 1 if errors else 0
 
 
@@ -142,12 +141,9 @@ def _check(options: Any) -> dict[str, Any]:
         if kind not in _SAVED:
             hint = ": paths come before the options" if Path(kind).exists() else ""
             raise VitxError(f"--save takes {', '.join(_SAVED)}, found {kind}{hint}")
-    if not options.output:
-        raise VitxError("--output is empty: name a folder")
-    check_folder(options.output)
-    written = [name for name in ("save", "html", "overview", "resume", "open") if options[name]]
-    if options.trace and written:
-        raise VitxError(f"--trace writes nothing: leave out --{written[0]}")
+    for name in ("save", "html", "overview", "resume", "open") if options.trace else ():
+        if options[name]:
+            raise VitxError(f"--trace writes nothing: leave out --{name}")
     running = read_settings("--run-options", options.run_options, _RUN)
     if options.overview and (options.resume or _device(running) is None):
         raise VitxError("--overview needs all pictures in one process: leave out --resume, or use one device")
@@ -175,17 +171,17 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     return files
 
 
-def _explainer(options: Any, asked: Methods, other: bool) -> Explainer:
+def _asked(options: Any, asked: Methods, other: bool) -> tuple[Subject, list[Asked]]:
     """Load the model and its questions; classes and texts are tried on a blank picture before any is read."""
     texts = options.text or []
     subject = load_subject(options, asked, optional=not options.method, classes=not other, texts=bool(texts))
     if not texts:
-        return Explainer(subject, questions_of(options, subject))
+        return subject, questions_of(options, subject)
     names = (*texts, *([options.against] if options.against is not None else []))
     subject = replace(subject, classes=len(texts), class_names=names)
     questions = questions_of(options, subject)
     subject.try_out(asked, questions[0].target)
-    return Explainer(subject, questions)
+    return subject, questions
 
 
 def _settings(options: Any, subject: Subject) -> str:
@@ -199,7 +195,7 @@ def _settings(options: Any, subject: Subject) -> str:
 def _explain(explain: Any, model: nn.Module, running: dict[str, Any]) -> tuple[dict[int, str], bool]:
     """Explain pictures; return index -> error for those that failed, and whether this process reports."""
     if (device := _device(running)) is not None:
-        return explain(Place(device)), True
+        return explain(device), True
     from vitx.cli import trainer  # imports Lightning
 
     return trainer.predict(model, explain, **{"devices": 1} | running)
@@ -210,8 +206,8 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
     accelerator = running.get("accelerator", "auto")
     kinds = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
-    several = [running.get("devices", 1), running.get("num_nodes", 1), running.get("strategy", "auto")]
-    if several != [1, 1, "auto"] or started > 1 or not set(kinds) <= {"cuda", "mps", "cpu"}:
+    several = running.keys() & {"devices", "num_nodes", "strategy"} or started > 1
+    if several or not set(kinds) <= {"cuda", "mps", "cpu"}:
         return None
     for kind in kinds:
         if kind == "cpu" or getattr(torch, kind).is_available():
@@ -219,11 +215,10 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     raise VitxError(f"torch can use no {accelerator} here: use accelerator=cpu")
 
 
-def _show(
-    options: Any, explainer: Explainer, files: Sequence[Path], output: Output, overview: Overview | None
-) -> None:
+def _show(options: Any, asked: Asked, files: list[Path], output: Output, overview: Overview | None) -> None:
     """Write the overview and the page, and open the result, each if requested."""
-    subject, name = explainer.subject, telling(explainer.subject.methods)
+    subject = output.product.subject
+    name = telling(subject.methods)
     pictures = [path for file in files for path in output.paths(file) if path.suffix in PICTURES]
     made = pictures[0] if len(pictures) == 1 else output.folder
     if overview is not None:
@@ -233,7 +228,7 @@ def _show(
     if options.html:
         made = output.folder / _PAGE
         images = subject.batch(files[: 1 if subject.prepare.keep_aspect else _ON_A_PAGE])
-        target = explainer.questions[0].put(subject, images)
+        target = asked.put(subject, images)
         found = subject.explain(images, {name: subject.methods[name]}, target)[name]
         found.view(subject.short_names).save(made)
         print(f"a page to click: see {linked(made)}")

@@ -20,6 +20,7 @@ from vitx.explanation import Explanation
 from vitx.files import encode, savez, write_or_say
 from vitx.pictures.captions import Caption, Names, captions_of, shares_of
 from vitx.pictures.drawing import draw_layers
+from vitx.pictures.render import Picture
 from vitx.pictures.views import Layer, slices_of
 
 NOTHING = torch.empty(0)
@@ -31,7 +32,11 @@ class Map:
 
     asked: Asked  # empty if it is about a class and the method is not class-specific
     found: Explanation  # of this picture alone
-    target: int | None  # the class of the map; None if it has none
+
+    @property
+    def target(self) -> int | None:
+        """The class of the map, or the text; None if it has none."""
+        return self.asked.index if self.found.target is None else int(self.found.target[0])
 
     @property
     def said(self) -> str:
@@ -81,7 +86,6 @@ class Product:
         return "; ".join(filter(None, (str(self._caption(finding)), self._question(finding))))
 
     def _writer(self, kind: str, finding: Finding, paths: Sequence[Path]) -> Callable[[BinaryIO], Any]:
-        """Return a function that writes the file of one kind."""
         if kind == ".npz":
             arrays = {"logits": finding.logits.numpy()}
             for one in finding.maps:
@@ -104,7 +108,7 @@ class Product:
             arrays |= {name: np.stack([one[name] for one in each]) for name in each[0]}
         write_or_say(path, partial(savez, arrays=arrays))
 
-    def drawn(self, finding: Finding) -> NDArray[np.uint8]:
+    def drawn(self, finding: Finding) -> Picture:
         """Draw the input next to the maps, (height, width, 3) uint8."""
         first = finding.maps[0]
         pixels = first.found.pixels() if first.found.paired else finding.pixels[None]
@@ -150,7 +154,6 @@ class Product:
         return "".join(f"why {ours} and not {name(one)}" for one in {*asked.values()} if one is not None)
 
     def _facts(self, finding: Finding, paths: Sequence[Path]) -> dict[str, Any]:
-        """Return the contents of the JSON file."""
         names, maps = self.subject.class_names, list[dict[str, Any]]()
         shares = shares_of(finding.logits) if self.subject.classes > 1 else None
         for one in finding.maps:

@@ -4,17 +4,15 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitx.cli.findings import Finding, Product
-from vitx.errors import VitxError
+from vitx.errors import VitxError, failure
 from vitx.files import PICTURES, write_or_say, write_png
 from vitx.inputs.reading import whole_path
+from vitx.pictures.render import Picture
 
 
 def linked(path: Path) -> str:
@@ -24,7 +22,7 @@ def linked(path: Path) -> str:
     return f"\033]8;;{path.resolve().as_uri()}\033\\{path}\033]8;;\033\\"
 
 
-def write_and_say(path: Path, picture: NDArray[np.uint8]) -> int:
+def write_and_say(path: Path, picture: Picture) -> int:
     """Write the picture of a command as PNG, print its path, and return the exit status."""
     write_png(path, picture)
     print(f"see {linked(path)}")
@@ -41,23 +39,12 @@ class Output:
         self._shards, self._in_shards = folder / "shards", set[str]()
         self._note, self._settings = folder / "vitx.json", settings.encode()
         self._others = self._note.is_file() and self._note.read_bytes() != self._settings
-        self._above: Path | None = None
-        with suppress(ValueError):  # no pictures, or pictures on several drives
-            self._above = Path(os.path.commonpath({str(whole_path(file).parent) for file in files}))
-
-    def check(self, resume: bool) -> None:
-        """Raise a VitxError if the folder holds files that conflict with those of this run."""
-        if self.sharded and not resume and any(self._shards.glob("*.npz")):
-            said = f"{self._shards} holds maps of an earlier run"
-            raise VitxError(f"{said}: continue it with --resume, or use another --output")
-        if resume and self._others:
-            said = f"the maps in {self.folder} were made with other options or another model"
-            raise VitxError(f"{said}, see {self._note}: use another --output, or leave out --resume")
+        self._above = os.path.commonpath({whole_path(file).parent for file in files})
 
     def begin(self, files: Sequence[Path], speaks: bool) -> None:
-        """Write the settings, and delete files of these pictures from an earlier run with other settings.
+        """Delete files of these pictures from a run with other settings, which a resumed one would keep.
 
-        A resumed run would take them for its own. Only the process that `speaks` writes the settings.
+        Only the process that `speaks` writes the settings.
         """
         for file in files if self._others else ():
             for suffix in (".npz", ".json", *PICTURES):
@@ -67,8 +54,7 @@ class Output:
 
     def name(self, file: Path) -> str:
         """Return the name of a picture in the output: its path below the common folder of all pictures."""
-        path = whole_path(file)
-        return (path.relative_to(self._above) if self._above else Path(*path.parts[1:])).as_posix()
+        return whole_path(file).relative_to(self._above).as_posix()
 
     def paths(self, file: Path) -> list[Path]:
         """Return the files of a picture, one for each kind of the product."""
@@ -81,23 +67,29 @@ class Output:
         return f"{said}, see {linked(paths[-1])}" if paths else said
 
     def write_shard(self, found: Sequence[Finding]) -> None:
-        """Write the maps of several pictures to one file.
-
-        It is named after its first picture, which is in no other file: no two processes or runs write the
-        same file, and a resumed run replaces what a killed one left half written.
-        """
+        """Write the maps of several pictures to one file, whose name no other process or run uses."""
         names = [self.name(finding.file) for finding in found]
         first = f"{found[0].place:08d}-{hashlib.sha256(names[0].encode()).hexdigest()[:8]}"
         self.product.write_shard(self._shards / f"{first}.npz", names, found)
 
-    def left(self) -> list[Path]:
-        """Return the pictures that lack a file or a shard; files are complete, as writes are atomic."""
-        for path in self._shards.glob("*.npz") if self.sharded else ():
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    self._in_shards.update(arrays["files"].tolist())
-            except (OSError, ValueError, KeyError, BadZipFile) as error:
-                raise VitxError(f"{path} cannot be read: remove it, or use another --output") from error
+    def left(self, resume: bool) -> list[Path]:
+        """Return the pictures to explain: if resumed, those that lack a file or a shard, which are atomic.
+
+        Raise a VitxError if the folder holds files that conflict with those of this run.
+        """
+        shards = [*self._shards.glob("*.npz")] if self.sharded else []
+        if not resume and shards:
+            said = f"{self._shards} holds maps of an earlier run"
+            raise VitxError(f"{said}: continue it with --resume, or use another --output")
+        if not resume:
+            return [*self.files]
+        if self._others:
+            said = f"the maps in {self.folder} were made with other options or another model"
+            raise VitxError(f"{said}, see {self._note}: use another --output, or leave out --resume")
+        for path in shards:
+            said = f"{path} cannot be read, so remove it, or use another --output"
+            with failure(said), np.load(path, allow_pickle=False) as arrays:
+                self._in_shards.update(arrays["files"].tolist())
         missing = {file for file in self.files if not all(map(Path.is_file, self.paths(file)))}
         return [file for file in self.files if file in missing or self.wants_shard(file)]
 

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -33,69 +33,54 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Place:
-    """A process: its device, its rank, the number of processes, and that of devices on its machine."""
-
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-    devices: int = 1
-
-
-@dataclass(frozen=True)
-class Explainer:
-    """Callable that answers questions about batches of pictures, by all methods."""
-
-    subject: Subject
-    questions: Sequence[Asked]
-
-    def __call__(self, pictures: Sequence[Finding]) -> Iterator[Finding]:
-        """Yield the finding in each picture of a batch."""
-        if not pictures:
-            return
-        images = self.subject.move(torch.stack([picture.image for picture in pictures]))
-        answers: list[tuple[Asked, Explanation]] = []
-        for asked in self.questions:
-            methods = self.subject.methods
-            if answers and not asked.name:  # methods without a class have run
-                methods = {name: methods[name] for name in methods if find_method(name).gradient}
-            target = asked.put(self.subject, images)
-            explained = self.subject.explain(images, methods, target) if methods else {}
-            small = (one if one.paired else one.without_images() for one in explained.values())
-            answers += [(asked, one.cpu()) for one in small]
-        answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
-        logits = answers[0][1].logits.cpu()
-        logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
-        for row, picture in enumerate(pictures):
-            maps = []
-            for asked, found in answers:
-                own = found[row * (1 + found.paired) : (row + 1) * (1 + found.paired)]
-                about = asked if asked.name or find_method(found.method).gradient else Asked()
-                # If the target is a function or a text, the explanation has no class.
-                maps.append(Map(about, own, about.index if own.target is None else int(own.target[0])))
-            yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
+def explained(subject: Subject, questions: Sequence[Asked], pictures: Sequence[Finding]) -> Iterator[Finding]:
+    """Answer questions about a batch of pictures by all methods, and yield the finding in each picture."""
+    if not pictures:
+        return
+    images = subject.move(torch.stack([picture.image for picture in pictures]))
+    answers: list[tuple[Asked, Explanation]] = []
+    for asked in questions:
+        methods = subject.methods
+        if answers and not asked.name:  # methods without a class have run
+            methods = {name: methods[name] for name in methods if find_method(name).gradient}
+        target = asked.put(subject, images)
+        found = subject.explain(images, methods, target) if methods else {}
+        small = (one if one.paired else one.without_images() for one in found.values())
+        answers += [(asked, one.cpu()) for one in small]
+    answers.sort(key=lambda one: not one[0].name and bool(find_method(one[1].method).gradient))
+    logits = answers[0][1].logits
+    logits = logits[:: len(logits) // len(pictures)].reshape(len(pictures), -1)
+    for row, picture in enumerate(pictures):
+        maps = []
+        for asked, one in answers:
+            own = one[row * (1 + one.paired) : (row + 1) * (1 + one.paired)]
+            maps.append(Map(asked if asked.name or find_method(one.method).gradient else Asked(), own))
+        yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
 
 
 def predict(
-    explainer: Explainer,
+    questions: Sequence[Asked],
     files: Sequence[Path],
     output: Output,
-    place: Place,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
     *,
+    devices: int = 1,  # on this machine
     batch_size: int = 8,
     workers: int | None = None,  # reading threads; by default, chosen from the number of cores
     overview: Overview | None = None,
 ) -> dict[int, str]:
-    """Explain this process's share of the pictures, and return index -> error for unreadable ones."""
-    subject = explainer.subject
-    subject.model.to(place.device)
+    """Explain the share of one of several processes, and return index -> error for unreadable pictures."""
+    subject = output.product.subject
+    subject.model.to(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    readers = workers or min(_MOST_READERS, max(1, cores // place.devices // 4))
+    readers = workers or min(_MOST_READERS, max(1, cores // devices // 4))
     size = 1 if subject.prepare.keep_aspect else batch_size
     tell = len(files) <= _FEW
     errors: dict[int, str] = {}
-    numbers = range(place.rank, len(files), place.world)
+    numbers = range(rank, len(files), world)
+    bar = tqdm(total=len(files), unit="image", disable=None if rank == 0 and not tell else True)
 
     def read(number: int) -> Finding | None:
         try:
@@ -106,20 +91,17 @@ def predict(
         return None
 
     def findings() -> Iterator[Finding]:
-        with (
-            progress_bar(len(files), not tell and place.rank == 0) as bar,
-            closing(_in_threads(read, numbers, readers, size + 2 * readers)) as pictures,
-        ):
+        with bar, closing(_in_threads(read, numbers, readers, size + 2 * readers)) as pictures:
             while batch := [*islice(pictures, size)]:
-                yield from explainer([picture for picture in batch if picture is not None])
-                bar.update(min(len(batch) * place.world, len(files) - bar.n))  # if all are equally fast
+                yield from explained(subject, questions, [one for one in batch if one is not None])
+                bar.update(min(len(batch) * world, len(files) - bar.n))  # if all are equally fast
 
     def tasks() -> Iterator[Callable[[], str | None]]:
         found, kept = findings(), list[Finding]()
         # A single process writes nothing before the first finding: the model may turn out unsupported.
-        first = [*islice(found, int(place.world == 1))]
-        if first or place.world > 1:
-            output.begin([files[number] for number in numbers], place.rank == 0)
+        first = [*islice(found, int(world == 1))]
+        if first or world > 1:
+            output.begin([files[number] for number in numbers], rank == 0)
         for finding in chain(first, found):
             if overview is not None:
                 _gather(overview, finding, subject)
@@ -177,9 +159,3 @@ def _in_threads(
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def progress_bar(count: int, shown: bool) -> Any:
-    """Return a tqdm bar, shown on terminals only, in images per second even if one takes longer."""
-    form = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    return tqdm(total=count, unit=" images", bar_format=form, disable=None if shown else True)

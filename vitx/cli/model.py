@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vitx
-from vitx.attribution import Methods, find_method
+from vitx.attribution import Methods, find_method, telling
 from vitx.cli.options import COUNT, NUMBERS, SWITCH, Kind, add, read_settings
 from vitx.errors import VitxError
 from vitx.inputs.clips import ClipPreprocessing, VolumePreprocessing
@@ -181,8 +181,8 @@ def _count_classes(subject: Subject, methods: Methods, headless: bool) -> int:
         raise VitxError(f"{said}: use vitx explain with --region, --objects or --patch")
     if not headless:
         return 2 if logits.ndim == 1 else max(2, logits.shape[1])  # a single logit stands for two classes
-    for name in methods:
-        if find_method(name).gradient:
-            said = f"the model has no head, and {name} explains a class"
-            raise VitxError(f"{said}: take --method rollout, or the whole model")
+    name = telling(methods)
+    if find_method(name).gradient:
+        said = f"the model has no head, and {name} explains a class"
+        raise VitxError(f"{said}: take --method rollout, or the whole model")
     return 0

@@ -47,11 +47,10 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Formatter that keeps the lines of the description, and appends only defaults to the help of options."""
 
     def _get_help_string(self, action: Action) -> str:
-        default, help = action.default, action.help or ""
-        if default is None or default is False or default in ({}, SUPPRESS) or not action.option_strings:
-            return help
-        words = default if isinstance(default, list) else [default]
-        return f"{help} (default: {' '.join(map(str, words))})".replace("%", "%%")
+        default = action.default
+        if default is None or default is False or default == SUPPRESS or not action.option_strings:
+            return action.help or ""
+        return f"{action.help} (default: %(default)s)"
 
 
 def new_parser(description: str, **more: Any) -> ArgumentParser:
@@ -59,7 +58,7 @@ def new_parser(description: str, **more: Any) -> ArgumentParser:
     return ArgumentParser(description=description, formatter_class=HelpFormatter, **more)
 
 
-def add(group: Any, name: str, metavar: str, help: str, kind: Any = str, **more: Any) -> None:
+def add(group: Any, name: str, metavar: Any, help: str, kind: Any = str, **more: Any) -> None:
     """Add an option or a positional argument; an empty metavar makes it a switch.
 
     An option that takes several words may also be given several times.
@@ -81,14 +80,17 @@ def new_name(words: Sequence[str], known: Container[str]) -> str:
 
 
 def _key(option: str) -> str:
-    """Return the name of the value of an option, which may have words after it."""
     return option.partition(" ")[0].strip("-").replace("-", "_")
 
 
-def check_folder(output: str | Path) -> None:
-    """Raise a VitxError if the output of a command is to go to a folder that is a file."""
-    if Path(output).exists() and not Path(output).is_dir():
-        raise VitxError(f"--output is the file {output}: give a folder")
+def output_folder(options: Any) -> Path:
+    """Return the output folder of a command, or raise a VitxError if it is a file."""
+    if not options.output:
+        raise VitxError("--output is empty: name a folder")
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise VitxError(f"--output is the file {folder}: give a folder")
+    return folder
 
 
 def check_least(options: Any, **least: int) -> None:

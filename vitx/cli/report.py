@@ -32,11 +32,11 @@ from vitx.attribution import Methods, telling
 from vitx.cli.model import add_model_details, add_model_options, load_subject
 from vitx.cli.options import add, check_least
 from vitx.cli.report_page import charts, charts_of_runs, columns, embed, fill, show
-from vitx.cli.runs import add_runs, one_thread, opened_runs
+from vitx.cli.runs import add_runs, opened_runs
 from vitx.errors import VitxError
+from vitx.inputs.clips import evenly
 from vitx.pictures.captions import Caption, shares_of
 from vitx.runs.comparing import compare_settings, flat, meetings
-from vitx.runs.film import evenly
 from vitx.runs.run import Run, rank
 from vitx.viewer.page import Page
 
@@ -54,10 +54,9 @@ def add_options(command: Any) -> None:
     add_model_details(command)
 
 
-@one_thread()
 def run(options: Any) -> int:
     """Write the page, print its path, and return the exit status."""
-    check_least(options, steps=1)
+    check_least(options, steps=2)
     output = Path(options.output)
     if output.is_dir():
         raise VitxError(f"--output is the folder {output}: give the name of a file in it")
@@ -101,8 +100,8 @@ def _pages(
 ) -> dict[tuple[int, int], str]:
     """Write an interactive page for each image of each run that holds a checkpoint.
 
-    Unless `sure`, raise a VitxError if the model does not reproduce the last probabilities of the run.
-    Return (number of the run, image) -> path of the page relative to the report.
+    Return (number of the run, image) -> path of the page relative to the report. Unless `sure`, raise a
+    VitxError if the model does not reproduce the last probabilities of the run.
     """
     links = {}
     for place, (name, one) in enumerate(runs.items()):
@@ -116,10 +115,8 @@ def _pages(
         prepare = replace(subject.prepare, size=size, crop_pct=1.0, crop_mode="squash")  # already prepared
         subject = replace(subject, prepare=prepare)
         (found,) = subject.explain(subject.batch([*one.pixels]), methods).values()
-        logits = torch.from_numpy(one.logits[-1])
-        alike = found.logits.shape == logits.shape
-        alike = alike and bool((shares_of(found.logits) - shares_of(logits)).abs().max() <= _ALIKE)
-        if not (sure or alike):
+        shares, before = shares_of(found.logits), shares_of(torch.from_numpy(one.logits[-1]))
+        if not (sure or (shares.shape == before.shape and (shares - before).abs().max() <= _ALIKE)):
             raise VitxError(f"{weights} does not predict what the run predicted at its end: give --model")
         for image, explanation in enumerate(found):
             link = f"{output.stem}-pages/run-{place}-image-{image}.html"
@@ -143,11 +140,11 @@ def _draw_run(name: str, run: Run, steps: int, links: Mapping[tuple[int, int], s
         overview=None if overview is None else embed(overview),
         charts=charts(run.numbers),
         grids={run.heading(at): embed(run.grid(at, range(run.count))) for at in evenly(len(run.steps), 2)},
-        colormaps=[run.colormap],
+        colormaps=[run.facts["colormap"]],
         moments=moments,
         headings=[moments],
         reasons=rank(run),
-        inputs=[embed(run.input(image), photo=True) for image in range(run.count)],
+        inputs=[embed(run.pixels[image], photo=True) for image in range(run.count)],
         all_shown=show(run, firings, [*run.titled]),
         links={image: link for (_, image), link in links.items()},
         settings=dict(flat(run.facts.get("settings"))),
@@ -158,7 +155,7 @@ def _draw_comparison(
     runs: Mapping[str, Run], left_out: Mapping[str, str], steps: int, links: Mapping[tuple[int, int], str]
 ) -> str:
     """Return the page that compares runs as HTML, with `steps` moments, or fewer if it would be too large."""
-    names, every = [*runs], [*runs.values()]
+    every = [*runs.values()]
     differing, shared = compare_settings(every)
     met, table = meetings(every), columns(every, differing)
     for meeting in met:
@@ -167,27 +164,25 @@ def _draw_comparison(
     fixed: dict[str, Any] = {
         "groups": [(meeting, [_figure(every, images) for images in meeting.images]) for meeting in met],
         "runs": [
-            {"place": place, "name": name, "path": run.path, "earlier": run.earlier}
-            for place, (name, run) in enumerate(runs.items())
+            {"place": place, "name": name, "run": run} for place, (name, run) in enumerate(runs.items())
         ],
         "columns_of_table": table,
         "groups_of_table": [(group, len([*of])) for group, of in groupby(table, lambda one: one.group)],
         "shared": {setting.key: next(iter(setting.values.values())) for setting in shared},
-        "charts": charts_of_runs([run.numbers for run in every], names),
+        "charts": charts_of_runs([run.numbers for run in every], [*runs]),
         "overviews": {at: embed(one, photo=True) for at, one in enumerate(overviews) if one is not None},
         "links": links,
         "left_out": left_out,
-        "colormaps": sorted({run.colormap for run in every}),
+        "colormaps": sorted({run.facts["colormap"] for run in every}),
         "wanted": min(steps, max(len(run.steps) for run in every)),
     }
     moments = fixed["wanted"]
     while True:
         shares = np.linspace(0, 1, moments).tolist() if moments > 1 else [1.0]
         firings = [[run.nearest(share) for share in shares] for run in every]
-        shown = [show(run, at, sorted(run.titled)) for run, at in zip(every, firings, strict=True)]
         page = fill(
             "comparison",
-            all_shown=shown,
+            all_shown=[show(run, at, sorted(run.titled)) for run, at in zip(every, firings, strict=True)],
             moments=[{0.0: "the start", 1.0: "the end"}.get(x, f"{x:.0%} of the training") for x in shares],
             headings=[[*map(run.heading, at)] for run, at in zip(every, firings, strict=True)],
             **fixed,
@@ -195,13 +190,10 @@ def _draw_comparison(
         size = len(page.encode())
         if size <= _MOST_BYTES or moments <= 2:
             return page
-        films = sum(len(film.uri) for of_run in shown for one in of_run for film in one.films.values())
-        room = max(_MOST_BYTES - (size - films), 0)
-        moments = max(2, min(moments - 1, int(moments * room / films)))
+        moments = max(2, min(moments - 1, moments * _MOST_BYTES // size))
 
 
 def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
-    """Describe one image under each run."""
     first, image = next(iter(images.items()))
     captions = _last(runs, images)
     known = [caption.right for caption in captions if caption.right is not None]
@@ -210,10 +202,9 @@ def _figure(runs: Sequence[Run], images: Mapping[int, int]) -> dict[str, Any]:
         "places": images,
         "label": next((caption.label for caption in captions if caption.label is not None), ""),
         "verdict": f"right at the end: {sum(known)} of {len(known)} runs" if known else "",
-        "input": embed(runs[first].input(image), photo=True),
+        "input": embed(runs[first].pixels[image], photo=True),
     }
 
 
 def _last(runs: Sequence[Run], images: Mapping[int, int]) -> list[Caption]:
-    """Return the last caption of one image under each run."""
     return [runs[number].captions(-1)[image] for number, image in images.items()]

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import chain
 from math import ceil, isfinite, sqrt
 from typing import Any, NamedTuple
 
@@ -16,10 +17,10 @@ from torch.nn import functional as F
 
 from vitx.attribution import title_of
 from vitx.evaluation.metrics import entropy
+from vitx.inputs.clips import evenly
 from vitx.pictures.render import OVERLAY_STRENGTH, Picture, heatmaps, palette
 from vitx.pictures.views import UNIFORM
 from vitx.runs.comparing import Setting
-from vitx.runs.film import evenly
 from vitx.runs.run import Run
 from vitx.viewer.page import data_uri, filled
 
@@ -56,23 +57,12 @@ class Embedded(NamedTuple):
     height: int
 
 
-class Shown(NamedTuple):
-    """One image of a run at some firings."""
-
-    # Title of a method -> its maps, row by row: a page shows one at a time, colored, over the input.
-    films: dict[str, Embedded]
-    said: list[list[Any]]  # for each frame: caption, whether it is right, indices of nearly uniform maps
-    colormap: str
-
-
 def fill(template: str, *, moments: Sequence[str], colormaps: Sequence[str], **values: Any) -> str:
     """Fill a template from the folder `pages`, and return HTML."""
-    stops = np.linspace(0, 255, _STOPS).round().astype(int)
-    # An SVG filter maps gray to these values of red, green and blue.
-    tables = {
-        name: [" ".join(f"{one:.3g}" for one in channel) for channel in (palette(name)[stops] / 255).T]
-        for name in colormaps
-    }
+    tables = {}  # color map -> its red, green and blue at some grays, for an SVG filter
+    for name in colormaps:
+        channels = palette(name)[np.linspace(0, 255, _STOPS).round().astype(int)].T / 255
+        tables[name] = [" ".join(f"{one:.3g}" for one in channel) for channel in channels]
     values |= {"moments": moments, "frames": len(moments), "columns": columns_of(len(moments))}
     values |= {"tables": tables, "strength": OVERLAY_STRENGTH, "look": look, "number": number}
     return filled("vitx.cli", "pages", f"{template}.html.jinja", **values)
@@ -83,22 +73,21 @@ def columns_of(count: int) -> int:
     return ceil(sqrt(count))
 
 
-def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[Shown]:
-    """Encode the maps of each image at some firings, by the methods with these titles.
+def show(run: Run, firings: Sequence[int], titles: Sequence[str]) -> list[dict[str, Any]]:
+    """Describe each image at some firings: films of its maps by title, and what is said about each frame.
 
-    The browser lays each small map over the input, which takes a hundredth of the bytes of an overlay.
+    These are the caption, whether it is right, and the indices of maps that are nearly uniform. The browser
+    lays each small map over the input, which takes a hundredth of the bytes of an overlay.
     """
-    captions = zip(*map(run.captions, firings), strict=True)
     found = []
-    for image, of_image in enumerate(captions):
+    for image, captions in enumerate(zip(*map(run.captions, firings), strict=True)):
         maps = {title: torch.from_numpy(run.titled[title][list(firings), image]) for title in titles}
-        flat = torch.stack([entropy(one) > UNIFORM for one in maps.values()], 1)
-        said = [
-            [str(caption), caption.right, *marks.nonzero().flatten().tolist()]
-            for caption, marks in zip(of_image, flat, strict=True)
-        ]
+        said: list[list[Any]] = [[str(caption), caption.right] for caption in captions]
+        for place, of_method in enumerate(maps.values()):
+            for at in (entropy(of_method) > UNIFORM).nonzero()[:, 0]:
+                said[at].append(place)
         films = {title: _film(one) for title, one in maps.items()}
-        found.append(Shown(films, said, run.colormap))
+        found.append({"films": films, "said": said, "colormap": run.facts["colormap"]})
     return found
 
 
@@ -120,11 +109,11 @@ def embed(picture: Picture, photo: bool = False) -> Embedded:
 
 
 class Cell(NamedTuple):
-    """One value of a run: its text, its sort key, and its position in [0, 1] in the range of its column."""
+    """One value of a run."""
 
     text: str = "\N{EN DASH}"
-    value: float | str | None = None
-    share: float | None = None
+    value: float | str | None = None  # to sort by
+    share: float | None = None  # its position in the range of its column
 
 
 class Column(NamedTuple):
@@ -145,45 +134,43 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Curves of one measure: its name, its meaning, the lines of the legend, and the picture."""
+    """Curves of one measure."""
 
     name: str
-    about: str
+    about: str  # the meaning of the measure
     lines: Sequence[Line]
     svg: str
 
 
-def charts(scalars: Mapping[str, Curve]) -> list[Chart]:
+def charts(numbers: Mapping[str, Curve]) -> list[Chart]:
     """Draw a chart of each measure of a run: `train/loss` and `val/loss` are two lines of `loss`."""
-    groups: dict[str, list[Line]] = {}
-    for tag in in_order(scalars):
-        where, measure = parts(tag)
-        lines = groups.setdefault(measure, [])
-        lines.append(Line(where or measure, len(lines), scalars[tag]))
-    return [_chart(measure, measure, lines, _MOST_POINTS) for measure, lines in groups.items()]
+    lines: dict[str, list[Line]] = {}
+    for tag in _in_order(numbers):
+        where, measure = _parts(tag)
+        of_measure = lines.setdefault(measure, [])
+        of_measure.append(Line(where or measure, len(of_measure), numbers[tag]))
+    return _drawn(lines)
 
 
-def charts_of_runs(scalars: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
+def charts_of_runs(numbers: Sequence[Mapping[str, Curve]], names: Sequence[str]) -> list[Chart]:
     """Draw a chart of each logged number, with a line for each run that has it."""
-    tags = dict.fromkeys(tag for of_run in scalars for tag in of_run)
-    points = min(max(_ALL_POINTS // max(sum(map(len, scalars)), 1), _FEWEST_POINTS), _MOST_POINTS)
-    found = []
-    for tag in in_order(sorted(tags, key=lambda tag: "val" not in tag)):
-        of_runs = enumerate(zip(names, scalars, strict=True))
-        lines = [Line(name, place, known[tag]) for place, (name, known) in of_runs if tag in known]
-        where, measure = parts(tag)
-        found.append(_chart(measure, f"{where}: {measure}" if where else measure, lines, points))
-    return found
+    lines = {}
+    tags = sorted(dict.fromkeys(chain(*numbers)), key=lambda tag: "val" not in tag)
+    for tag in _in_order(tags):
+        of_runs = enumerate(zip(names, numbers, strict=True))
+        title = ": ".join(filter(None, _parts(tag)))
+        lines[title] = [Line(name, place, of_run[tag]) for place, (name, of_run) in of_runs if tag in of_run]
+    return _drawn(lines)
 
 
-def in_order(tags: Iterable[str]) -> list[str]:
+def _in_order(tags: Iterable[str]) -> list[str]:
     """Sort tags of numbers: accuracy, loss and vitx's own come first; counters are left out."""
-    kept = [tag for tag in tags if parts(tag)[1] not in _LEFT_OUT]
-    known = {measure: place for place, measure in enumerate(_FIRST)}
-    return sorted(kept, key=lambda tag: known.get(parts(tag)[1], len(known)))
+    places = {measure: place for place, measure in enumerate(_FIRST)}
+    kept = (tag for tag in tags if _parts(tag)[1] not in _LEFT_OUT)
+    return sorted(kept, key=lambda tag: places.get(_parts(tag)[1], len(places)))
 
 
-def parts(tag: str) -> tuple[str, str]:
+def _parts(tag: str) -> tuple[str, str]:
     """Split a tag into its prefix, with a method replaced by its title, and the measure."""
     where, _, measure = tag.removeprefix("vitx/").rpartition("/")
     return title_of(where), measure
@@ -204,7 +191,14 @@ def number(value: float) -> str:
     return f"{value:.0f}" if isfinite(value) and abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Chart:
+def _drawn(lines: Mapping[str, Sequence[Line]]) -> list[Chart]:
+    """Draw the charts of a page; the more curves it has, the fewer points each gets."""
+    points = min(max(_ALL_POINTS // max(sum(map(len, lines.values())), 1), _FEWEST_POINTS), _MOST_POINTS)
+    about = {title: EXPLAINED.get(title.rpartition(": ")[2], "") for title in lines}
+    return [Chart(title, about[title], some, _svg(some, points)) for title, some in lines.items()]
+
+
+def _svg(lines: Sequence[Line], points: int) -> str:
     """Draw curves as SVG; lines show their names as tooltips, and coordinates are cut to one decimal."""
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "vitx"}  # real text, the same ids in every run
     settings |= {"font.family": "sans-serif", "font.size": 9}
@@ -214,20 +208,18 @@ def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Char
         axes = figure.subplots()
         width = 1.5 if len(lines) <= _FEW else 0.7
         for line in lines:
-            known = [*line.curve.items()]
+            known, (color, dash) = [*line.curve.items()], look(line.place)
             places = evenly(len(known), points)
             steps, values = zip(*(known[place] for place in places), strict=True)
             # Each marker takes as many bytes as ten points of a line.
             mark = "o" if len(places) == 1 or len(places) * len(lines) < 60 else None
             (drawn,) = axes.plot(steps, values, marker=mark, markersize=3, linewidth=width)
-            color, dash = look(line.place)
             drawn.set(gid=f"run-{line.place}", color=color, linestyle=dash)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         written = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(written, format="svg", transparent=True)
     svg = written.getvalue()
     of_a_file = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
     svg = re.sub(of_a_file, "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -235,7 +227,7 @@ def _chart(measure: str, title: str, lines: Sequence[Line], points: int) -> Char
     for line in lines:
         named = f'<g class="curve run-{line.place}"><title>{escape(line.name)}</title>'
         svg = svg.replace(f'<g id="run-{line.place}">', named)
-    return Chart(title, EXPLAINED.get(measure, ""), lines, svg)
+    return svg
 
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
@@ -249,11 +241,11 @@ def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
         found.append(Column("settings that differ", one.name, one.key, cells))
     lengths = _numbers([run.steps[-1] for run in runs])
     found.append(Column("training", "steps", "the last step that was watched", lengths))
-    tags = in_order(dict.fromkeys(tag for run in runs for tag in run.numbers))
+    tags = _in_order(dict.fromkeys(chain(*(run.numbers for run in runs))))
     # Numbers of one group stay together, validation first.
-    groups = [*dict.fromkeys(parts(tag)[0] for tag in sorted(tags, key=lambda tag: "val" not in tag))]
-    for tag in sorted(tags, key=lambda tag: groups.index(parts(tag)[0])):
-        where, measure = parts(tag)
+    groups = [*dict.fromkeys(_parts(tag)[0] for tag in sorted(tags, key=lambda tag: "val" not in tag))]
+    for tag in sorted(tags, key=lambda tag: groups.index(_parts(tag)[0])):
+        where, measure = _parts(tag)
         title = f"{tag}, at the end. {EXPLAINED.get(measure, '')}".strip()
         last = [next(reversed([*run.numbers.get(tag, {}).values()]), None) for run in runs]
         found.append(Column(where or "last", measure, title, _numbers(last)))
@@ -261,12 +253,14 @@ def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:
 
 
 def _numbers(values: Sequence[float | None]) -> list[Cell]:
-    finite = [_finite(value) for value in values]
-    known = [value for value in finite if value is not None]
-    low, span = min(known, default=0), max(known, default=0) - min(known, default=0)
-    shares = [(one - low) / span if one is not None and span > 0 else None for one in finite]
-    cells = zip(values, finite, shares, strict=True)
-    return [Cell() if value is None else Cell(number(value), *place) for value, *place in cells]
+    known = [value for value in map(_finite, values) if value is not None]
+    low, high = min(known, default=0), max(known, default=0)
+    cells = []
+    for value in values:
+        key = _finite(value)
+        share = None if key is None or low == high else (key - low) / (high - low)
+        cells.append(Cell() if value is None else Cell(number(value), key, share))
+    return cells
 
 
 def _finite(value: Any) -> float | None:

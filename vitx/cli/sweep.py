@@ -10,9 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import vitx
@@ -48,7 +46,7 @@ def run(options: Any) -> int:
     return write_and_say(path, _drawn(subject, picture, options.target, ratios))
 
 
-def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) -> NDArray[np.uint8]:
+def _drawn(subject: Subject, picture: Path, target: str, ratios: list[float]) -> render.Picture:
     """Draw a grid of both methods side by side: a row for each head fusion, a column for each ratio."""
     images, index = subject.batch([picture]), subject.find_class(target)
     found: dict[tuple[str, float], dict[str, vitx.Explanation]] = {}

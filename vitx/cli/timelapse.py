@@ -8,21 +8,24 @@ A run is a training with vitx's callback or watch, read from its folder `vitx`: 
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitx.cli.options import add, check_folder
-from vitx.cli.runs import add_runs, one_thread, opened_runs
+from vitx.cli.options import add, output_folder
+from vitx.cli.runs import add_runs, opened_runs
 from vitx.files import write_png
+from vitx.inputs.clips import evenly
+from vitx.pictures import render
+from vitx.pictures.captions import Caption
 from vitx.pictures.gif import write_gif
-from vitx.pictures.render import TILE_WIDTH
+from vitx.pictures.render import TILE_WIDTH, Picture
 from vitx.runs.comparing import meetings
-from vitx.runs.film import frame, strip, timeline
 from vitx.runs.run import Run
 
 _FRAMES, _STILLS = 60, 6  # at most, in a film and in a strip
 _LARGE = 2 * TILE_WIDTH  # width of pictures in the film of a single image
+_ACROSS = 4  # runs side by side; more are in rows
 
 
 def add_options(command: Any) -> None:
@@ -31,11 +34,9 @@ def add_options(command: Any) -> None:
     add(command, "--output", "FOLDER", "where to write the files", default="timelapse")
 
 
-@one_thread()
 def run(options: Any) -> int:
     """Write the films and strips, print their paths, and return the exit status."""
-    output = Path(options.output)
-    check_folder(output)
+    output = output_folder(options)
     runs, left_out = opened_runs(options)
     images = range(min(run.count for run in runs.values()))
     for name, run in runs.items():
@@ -58,5 +59,43 @@ def _write(runs: Mapping[str, Run], images: Sequence[int], folder: Path) -> None
     for image in images:
         write_gif(folder / f"image-{image}.gif", [frame(runs, moment, [image], width) for moment in moments])
         print(folder / f"image-{image}.gif")
-        write_png(folder / f"image-{image}.png", strip(runs, image, _STILLS))
+        write_png(folder / f"image-{image}.png", _strip(runs, image))
         print(folder / f"image-{image}.png")
+
+
+def timeline(runs: Iterable[Run], most: int) -> list[float]:
+    """Return the share of the training at each of at most `most` frames, by the run with most firings."""
+    leader = max(runs, key=lambda run: len(run.steps))
+    return [leader.position(firing) for firing in evenly(len(leader.steps), most)]
+
+
+def frame(
+    runs: Mapping[str, Run], position: float, images: Sequence[int], tile_width: int = TILE_WIDTH
+) -> Picture:
+    """Draw named runs at a share of their training: each one's grid below its name, step and accuracy."""
+    panels = []
+    for name, run in runs.items():
+        firing = run.nearest(position)
+        panels.append((f"{name}\n{run.heading(firing)}", run.grid(firing, images, tile_width)))
+    starts = range(0, len(panels), _ACROSS)
+    rows = [render.beside(dict(panels[start : start + _ACROSS])) for start in starts]
+    return render.joined(rows, axis=0)
+
+
+def _strip(runs: Mapping[str, Run], image: int) -> Picture:
+    """Draw an image of named runs at some firings of each, below the name of the run."""
+    drawn = {f"{name}, image {image}": _stills(run, image) for name, run in runs.items()}
+    return render.joined([render.beside({heading: one}) for heading, one in drawn.items()], axis=0)
+
+
+def _stills(run: Run, image: int) -> Picture:
+    """Draw a column for each firing, and a row for each method."""
+    titles = [*run.titled]
+    columns = {"input": render.resized([run.pixels[image]] * len(titles), TILE_WIDTH)}
+    for firing in evenly(len(run.steps), _STILLS):
+        tiles = run.tiles(firing, image)
+        moment = run.heading(firing).replace(", ", "\n")
+        column = [tiles[title] for title in titles]  # marks may have enlarged some
+        columns[f"{moment}\n{run.captions(firing)[image]}"] = render.resized(column, TILE_WIDTH)
+    rows = [Caption(title) for title in titles]
+    return render.grid(columns, rows, run.facts["colormap"], note=run.facts["note"])

@@ -6,13 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from vitx.cli.many import Place
-from vitx.errors import VitxError
+from vitx.errors import failure
 
-Explain = Callable[[Place], dict[int, str]]  # explains the share of a process, and returns its errors
+Explain = Callable[..., dict[int, str]]  # explains the share of a process, and returns its errors
 
 
 class _Share(pl.LightningModule):
@@ -25,11 +23,10 @@ class _Share(pl.LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> None:
         """Explain this device's share, wait for the other devices, and collect the errors of all."""
-        trainer = self.trainer
-        place = Place(self.device, trainer.global_rank, trainer.world_size, trainer.num_devices)
-        self.errors = self._explain(place)
-        if place.world > 1:
-            parts: list[dict[int, str]] = [{}] * place.world
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        self.errors = self._explain(self.device, rank, world, devices=self.trainer.num_devices)
+        if world > 1:
+            parts: list[dict[int, str]] = [{}] * world
             torch.distributed.all_gather_object(parts, self.errors)
             self.errors = {number: error for part in parts for number, error in part.items()}
 
@@ -44,11 +41,8 @@ def predict(model: nn.Module, explain: Explain, **settings: Any) -> tuple[dict[i
     level = logger.level
     logger.setLevel(logging.WARNING)  # it logs its own setup
     try:
-        try:
+        with failure("Lightning's Trainer does not take these settings"):
             trainer = pl.Trainer(barebones=True, inference_mode=False, **settings)
-        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
-            said = " ".join(str(error).split())
-            raise VitxError(f"Lightning's Trainer does not take these settings: {said}") from error
         trainer.predict(share, [[0]], return_predictions=False)  # one batch, whose contents are not used
     except SystemExit as stop:  # Lightning turns an interrupt into this
         raise KeyboardInterrupt from stop

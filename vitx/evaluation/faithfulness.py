@@ -32,10 +32,6 @@ def faithfulness(
 ) -> dict[str, dict[str, Tensor]]:
     """Compare deletion and insertion in the order of each map with a random order of the same patches.
 
-    Deletion removes the most relevant patches, insertion keeps only these. For both, higher is better: 0 is
-    no better than chance, and negative values are worse. With several fractions to remove, or to keep, the
-    scores are means over the curve.
-
     `maps` maps names to (B, h, w). With `others`, `reliance` is measured as well. `whole` holds the logits of
     the images, if they are known. `first` is the index of the first image among all, if these are a part; it
     seeds the random orders. All other arguments are those of `perturbation`.
@@ -43,10 +39,8 @@ def faithfulness(
     Returns:
         For each name, `deletion`, (B,), the score without random patches minus the score without the most
         relevant ones, and `insertion`, (B,), the score of the most relevant patches alone minus the score of
-        random ones. Both are in [-1, 1] except for target functions.
-
-    Raises:
-        VitxError: An argument is invalid.
+        random ones: 0 is no better than chance, and higher is better. With several fractions to remove, or
+        to keep, they are means over the curve.
     """
     perturbation.check(model, images, maps.values(), fractions, measure, batch_size)
     kept = [1 - fraction for fraction in reversed(fractions)]
@@ -89,16 +83,6 @@ def reliance(
 
     Returns:
         For each name, (B,) with values -1, 0 or 1; the mean is a share of the predictions.
-
-    Raises:
-        VitxError: An argument is invalid.
-
-    Example:
-        >>> first = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(16, 2, bias=False))
-        >>> first[2].weight.data = torch.tensor([[1.0], [-1.0]]) * torch.eye(16)[0]
-        >>> images = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 1, 16, 16)
-        >>> reliance(first, images, {"corner": torch.eye(16)[0].expand(2, 16).view(2, 4, 4)})
-        {'corner': tensor([1., 1.])}
     """
     if not 0 < share <= 1:
         raise VitxError(f"share must be above 0 and at most 1, found {share}")
@@ -129,12 +113,7 @@ def _beyond_chance(maps: Maps, gain: Callable[[Tensor], Tensor], gone: str, firs
 
 
 def of_another_class(logits: Tensor) -> Tensor:
-    """Return for each image the index of the next one with another prediction, else of the next one, (B,).
-
-    Example:
-        >>> of_another_class(torch.eye(3)[[0, 0, 1]])
-        tensor([2, 2, 0])
-    """
+    """Return for each image the index of the next one with another prediction, else of the next one, (B,)."""
     if len(logits) < 2:
         raise VitxError("reliance replaces patches with those of other images: give two or more")
     classes = target_classes(None, logits)

@@ -69,9 +69,8 @@ def energy_inside(maps: Tensor, masks: Tensor) -> Tensor:
 def mean_iou(maps: Tensor, masks: Tensor) -> Tensor:
     """Return the mean intersection over union of the object and each heat map, thresholded at its mean, (B,).
 
-    The mean is over object and background of each image; a part absent from map and mask counts as 1.
-    Chefer et al. 2021 (arXiv 2012.09838) instead accumulate intersections and unions over the data set. The
-    arguments are those of `pointing_game`.
+    The mean is over object and background of each image, where Chefer et al. 2021 (arXiv 2012.09838) add up
+    the data set; a part absent from map and mask counts as 1. The arguments are those of `pointing_game`.
     """
     heat, wanted = _scaled(maps, masks)
     found = heat > heat.mean(1, keepdim=True)
@@ -106,17 +105,12 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
         (B,) in [-1, 1]: 1 for the same order, 0 for unrelated orders or a constant map. Equal values share
         their mean rank. NaN if a map contains NaN.
 
-    Raises:
-        VitxError: The shapes differ.
-
     Example:
         >>> rank_correlation(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[0.3, 0.2, 0.1]]]))
         tensor([-1.])
     """
     if maps.shape != others.shape:
-        raise VitxError(
-            f"maps must have one shape to be compared, found {tuple(maps.shape)} and {tuple(others.shape)}"
-        )
+        raise VitxError(f"maps must have one shape, found {tuple(maps.shape)} and {tuple(others.shape)}")
     first, second = _centered_ranks(maps), _centered_ranks(others.to(maps.device))
     scale = (first.square().sum(1) * second.square().sum(1)).sqrt()
     found = torch.where(scale > 0, (first * second).sum(1) / scale, 0).clamp(-1, 1)
@@ -146,10 +140,8 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 def _checked(maps: Tensor, masks: Tensor) -> Tensor:
     """Return the masks as bool, or raise a VitxError unless there is one for each map, without NaN."""
     if maps.ndim != 3 or masks.ndim != 3 or len(maps) != len(masks):
-        raise VitxError(
-            "maps must be (B, h, w) and masks (B, H, W), one for each map, found "
-            f"{tuple(maps.shape)} and {tuple(masks.shape)}"
-        )
+        found = f"{tuple(maps.shape)} and {tuple(masks.shape)}"
+        raise VitxError(f"maps must be (B, h, w) and masks (B, H, W), one for each map, found {found}")
     if maps.isnan().any():
         raise VitxError("the maps hold NaN")
     return masks.bool().to(maps.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, shown
 from vitx.functional.tiles import full
 from vitx.models.isolation import untouched
 from vitx.models.prediction import Target, check_images, predict, scores, target_classes
@@ -63,23 +63,18 @@ def perturbation(
     Args:
         model: any model that returns logits.
         images: (B, C, H, W), preprocessed for the model and on its device.
-        maps: (B, h, w). Each entry stands for a part of the image, such as a patch. Equal entries are
-            replaced in a random order, the same for every image.
+        maps: (B, h, w), one entry for each patch. Equal entries are replaced in a random order, the same for
+            every image.
         first: whether the "most" or the "least" relevant patches are replaced first.
-        target: None for the predicted class of each image; a class index; B class indices; or a function
-            from logits (b, ...) to scores (b,).
+        target: as for `vitx.explain`, but none of `vitx.targets`.
         fractions: the shares of patches to replace, in [0, 1] and ascending.
         measure: the score of a class: its "probability" (softmax, or sigmoid of a single logit), "sigmoid"
             for multi-label models, or "accuracy", 1 if the class is predicted and 0 otherwise.
-        baseline: the replacement: a number, or a tensor that broadcasts to the images. 0 is the mean color
-            of images with the usual normalization.
+        baseline: the replacement: a number, or a tensor that broadcasts to the images.
         batch_size: the number of images per forward pass.
 
     Returns:
         (B, fractions): the measure, or the score of a target function.
-
-    Raises:
-        VitxError: An argument is invalid.
     """
     check(model, images, [maps], fractions, measure, batch_size)
     if first not in ("most", "least"):
@@ -164,10 +159,8 @@ def expanded(baseline: float | Tensor, images: Tensor) -> Tensor:
     try:
         return torch.as_tensor(baseline, dtype=images.dtype, device=images.device).expand_as(images)
     except (RuntimeError, TypeError, ValueError):
-        found = f"shape {tuple(baseline.shape)}" if isinstance(baseline, Tensor) else repr(baseline)
-        raise VitxError(
-            f"baseline must be a number, or a tensor that broadcasts to {tuple(images.shape)}, found {found}"
-        ) from None
+        wanted = f"a number, or a tensor that broadcasts to {tuple(images.shape)}"
+        raise VitxError(f"baseline must be {wanted}, found {shown(baseline)}") from None
 
 
 def check(
@@ -177,12 +170,10 @@ def check(
     check_images(model, images)
     for one in maps:
         if not isinstance(one, Tensor):
-            raise VitxError(f"maps must be a tensor (B, h, w), found {type(one).__name__}")
+            raise VitxError(f"maps must be a tensor (B, h, w), found {shown(one)}")
         if one.ndim != 3 or len(images) != len(one) or 0 in one.shape:
-            raise VitxError(
-                "images must be (B, C, H, W) and maps (B, h, w), one for each image, found "
-                f"{tuple(images.shape)} and {tuple(one.shape)}"
-            )
+            found = f"{tuple(images.shape)} and {tuple(one.shape)}"
+            raise VitxError(f"images must be (B, C, H, W) and maps (B, h, w), one for each, found {found}")
         if not one.isfinite().all():
             raise VitxError("the maps hold NaN or infinite values, which give no order of the patches")
     if measure not in get_args(Measure):

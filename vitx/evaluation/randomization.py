@@ -64,11 +64,7 @@ class Sanity:
         return [float(mean) for mean in self.correlations[method].mean(1)]
 
     def verdict(self, method: str) -> str:
-        """Return a verdict on the final correlation, by its square, the shared variance of the ranks.
-
-        Half or more: "barely changes". Less than a tenth, as by chance, or a negative correlation: "follows
-        the model". Otherwise: "changes in part".
-        """
+        """Return a verdict on the final correlation, by the variance that the ranks share."""
         final = self.final(method)
         return BLIND if final >= _SAME else FOLLOWS if final < _OTHER else IN_PART
 
@@ -91,10 +87,10 @@ class Sanity:
             rows.append((stage, *(_number(mean[index]) for mean in means.values())))
         rows.append(("mean of all stages", *(_number(fmean(mean)) for mean in means.values())))
         rows.append(("different images", *(_number(self.between_images[method]) for method in means)))
-        left_out = [f"{method} is left out: {reason}" for method, reason in self.left_out.items()]
         first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-        lines = ("  ".join((row[0].ljust(first), *map(str.rjust, row[1:], widths))).rstrip() for row in rows)
-        return "\n".join((*lines, *left_out))
+        lines = ["  ".join((row[0].ljust(first), *map(str.rjust, row[1:], widths))).rstrip() for row in rows]
+        lines += [f"{method} is left out: {reason}" for method, reason in self.left_out.items()]
+        return "\n".join(lines)
 
     def picture(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Picture:
         """Draw the maps of the first image, as trained and after some stages, (height, width, 3) uint8.
@@ -134,8 +130,8 @@ def sanity(
     """Randomize a copy of a model from the head down, and compare its maps with those of the model.
 
     A map that looks the same for a model that has learned nothing does not show what the model has learned
-    (Adebayo et al. 2018, "Sanity Checks for Saliency Maps", arXiv 1810.03292, the cascading randomization).
-    The converse does not hold: a map that changes may still be wrong.
+    (Adebayo et al. 2018, arXiv 1810.03292, the cascading randomization). The converse does not hold: a map
+    that changes may still be wrong.
 
     The head, the blocks and the patch embedding are randomized in this order, cumulatively, and after each
     stage the images are explained for the same classes. See `vitx.evaluation.stages.find_stages` for the
@@ -147,11 +143,7 @@ def sanity(
         methods: names, or a mapping from names to options. By default all methods but those that take
             seconds per image, and those that cannot explain the model, which `left_out` lists.
         target: as for `vitx.explain`; None is the class that the intact model predicts.
-        seed: the seed of the random weights, which determines the result. The global generators of torch
-            are not affected.
-
-    Raises:
-        VitxError: As for `vitx.explain`; or the model has no parameters, no blocks, or cannot be copied.
+        seed: the seed of the random weights, which determines the result.
 
     Example:
         >>> import timm

@@ -1,7 +1,4 @@
-"""The stages of a Vision Transformer: the parameters of its patch embedding, blocks and head.
-
-One forward pass shows when each block runs and when each parameter is first used; names do not matter.
-"""
+"""The stages of a Vision Transformer: the parameters of its patch embedding, blocks and head."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
@@ -40,10 +37,7 @@ def find_stages(model: nn.Module, images: Tensor) -> dict[str, list[Tensor]]:
         with _blocks(model, trace, clock) as found, clock:
             predict(model, images[:1].clone())
     if len(found) < len(trace.self_attentions):
-        raise VitxError(
-            "each attention must run in a module of its own: without such blocks, the model cannot be "
-            "randomized layer by layer"
-        )
+        raise VitxError("each attention must run in a module of its own, as these are randomized one by one")
     blocks = [*found.values()]
     starts = [start for start, _ in blocks] + [blocks[-1][1]]
     members: list[list[Tensor]] = [[] for _ in range(len(blocks) + 2)]

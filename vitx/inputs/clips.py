@@ -35,11 +35,7 @@ class ClipPreprocessing(Preprocessing):
         return (*(first if self.channels == 1 else first[::-1]), *self.size)
 
     def read(self, path: Path) -> NDArray[np.uint8]:
-        """Read as many frames as the model takes, evenly spaced, (frames, H, W, 3).
-
-        The file is a video (requires av), an animated GIF, or a .npy array, (T, H, W, 3) uint8. Frames with
-        more than `most_pixels` are refused before they are decoded.
-        """
+        """Read as many frames as the model takes, evenly spaced, (frames, H, W, 3)."""
         with readable(path, " as a clip"):
             # The number of frames in a header may be wrong or missing.
             count = sum(1 for _ in _frames(path, self.most_pixels))
@@ -70,11 +66,7 @@ class VolumePreprocessing(Preprocessing):
         return (1, self.depth, *self.size)
 
     def read(self, path: Path) -> NDArray[np.float32]:
-        """Read a volume, (D, H, W), in the units of the file.
-
-        The file is NIfTI, .nii or .nii.gz (requires nibabel), or a .npy array. Volumes with more voxels than
-        `most_pixels` are refused before they are decoded.
-        """
+        """Read a volume, (D, H, W), in the units of the file."""
         with readable(path, " as a volume"):
             array = has_suffix(path, ARRAYS)
             loaded = np.load(path, mmap_mode="r") if array else needs("nibabel", path).load(path)
@@ -96,12 +88,7 @@ class VolumePreprocessing(Preprocessing):
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Return up to `most` evenly spaced indices, including the first and the last; a single one is 0.
-
-    Example:
-        >>> evenly(4, 8), evenly(16, 4)
-        ([0, 1, 2, 3], [0, 5, 10, 15])
-    """
+    """Return up to `most` evenly spaced indices, including the first and the last; a single one is 0."""
     return [round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()]
 
 

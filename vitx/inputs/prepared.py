@@ -20,13 +20,10 @@ Images = Tensor | Picture | Sequence[Picture]
 
 
 def prepared(model: nn.Module, images: Any) -> tuple[Any, Preprocessing | None]:
-    """Prepare images by the preprocessing that the model, or a part of it, declares.
+    """Prepare images for the model, (B, C, H, W), and return its preprocessing, too.
 
     Images are a file, a PIL image, a uint8 array (H, W, 3) or (H, W), or a uint8 tensor (3, H, W); or several
-    of these, in a list or stacked.
-
-    Returns:
-        (B, C, H, W), on the model's device, and the preprocessing; other values unchanged, with None.
+    of these, in a list or stacked. Other values are returned unchanged, with None.
     """
     pictures = _pictures(images)
     if pictures is None:
@@ -143,8 +140,7 @@ def _channels(name: str, values: Sequence[float], taken: int) -> tuple[float, ..
     if len(values) == 1:
         values *= taken
     if len(values) != taken:
-        raise VitxError(
-            f"{name} has {len(values)} values, and the model takes {taken} channels: give a tensor "
-            f"(B, C, H, W), or in the shell --input-options {name}=V with one value for each, or one for all"
-        )
+        said = f"{name} has {len(values)} values, and the model takes {taken} channels"
+        option = f"--input-options {name}=V with one value for each, or one for all"
+        raise VitxError(f"{said}: give a tensor (B, C, H, W), or in the shell {option}")
     return values

@@ -47,11 +47,10 @@ def load_processor(
             processor = load(name, local_files_only=local, trust_remote_code=trust)
             black, white, wide = tried(_SIDE, "black"), tried(_SIDE, "white"), tried(2 * _SIDE, "black")
         except Exception as error:  # each kind raises its own errors
-            raise VitxError(
-                f"{name} holds no image processor that can be used: save one beside the model "
-                "(preprocessor_config.json), or name code that makes the model, --model package.module:name, "
-                "and give --input-options size=PIXELS mean=V std=V"
-            ) from error
+            said = f"{name} holds no image processor that can be used: save one (preprocessor_config.json)"
+            code = "name code that makes the model, --model package.module:name"
+            options = "--input-options size=PIXELS mean=V std=V"
+            raise VitxError(f"{said} beside the model, or {code}, and give {options}") from error
     low, high = black.mean((1, 2)), white.mean((1, 2))
     size = black.shape[1], black.shape[2]
     mean, std = tuple((-low / (high - low)).tolist()), tuple((1 / (high - low)).tolist())

@@ -25,11 +25,10 @@ _opening = Lock()
 
 
 def find_pictures(paths: Iterable[str | Path], more: frozenset[str] = frozenset()) -> list[Path]:
-    """Find image files, and files with the suffixes in `more`.
+    """Find image files, and files with the suffixes in `more`, each once, sorted within a path.
 
     A path is a file, whatever its suffix; a folder, which is searched recursively for image files; or a
-    pattern such as `pictures/*.jpg`. The files of a folder or pattern are sorted by name. Each file is
-    returned once.
+    pattern such as `pictures/*.jpg`.
     """
     found: dict[Path, Path] = {}
     for given in paths:
@@ -77,10 +76,7 @@ def is_picture(path: Path, more: frozenset[str] = frozenset()) -> bool:
 
 
 def read_picture(path: str | Path, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """Read an image file, or the first frame of an animation, as RGB; see `to_rgb`.
-
-    An image with more than `most_pixels` is refused before it is decoded, as it might exhaust the memory.
-    """
+    """Read an image file, or the first frame of an animation, as RGB; refuse one of too many pixels."""
     path = Path(path)
     with readable(path), opened(path) as image:
         check_size(path, image.size, most_pixels)
@@ -167,10 +163,7 @@ def needs(package: str, path: Path) -> Any:
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """Turn an image upright by its EXIF data, and convert it to 8-bit RGB, with white for transparency.
-
-    Raises a VitxError, with `name`, if its pixels are floating-point numbers, whose range is unknown.
-    """
+    """Turn an image upright by its EXIF data, and convert it to 8-bit RGB, with white for transparency."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         said = f"{name} has floating point numbers, whose range is unknown"

@@ -1,4 +1,1 @@
-"""Models: how they are loaded, run and left unchanged, with their classes and outputs.
-
-Nothing here depends on attention.
-"""
+"""Models, whatever their attention: how they are loaded and run, with their classes and outputs."""

@@ -41,10 +41,8 @@ def create_model(
         raise VitxError(f"timm has no model {name!r}; similar names: {', '.join(near) or 'none'}") from error
     except (OSError, TypeError, ValueError, AssertionError) as error:
         if isinstance(error, OSError | ValueError) and pretrained:  # the hub is offline, or the name unknown
-            raise VitxError(
-                f"the weights of {name} could not be fetched from the hub: check the connection, or give a "
-                "file of weights (--weights)"
-            ) from error
+            said = f"the weights of {name} could not be fetched from the hub"
+            raise VitxError(f"{said}: check the connection, or give a file (--weights)") from error
         raise VitxError(f"{name} does not take these options: {error}") from error
     if size := options.get("img_size"):  # timm leaves the declared size as it was
         config: Any = model.pretrained_cfg
@@ -90,9 +88,7 @@ def read_weights(path: Path, trust: bool = False) -> State:
     except Exception as error:  # each format raises its own errors
         if not trust:
             refuse_code(path)
-        raise VitxError(
-            f"{path} holds no weights that torch or safetensors can read: give a file of model.state_dict()"
-        ) from error
+        raise VitxError(f"{path} holds no weights that can be read: save model.state_dict()") from error
 
 
 def refuse_code(path: Path) -> None:
@@ -102,10 +98,7 @@ def refuse_code(path: Path) -> None:
     except Exception:  # not a torch file
         return
     if runs_code:
-        raise VitxError(
-            f"{path} holds more than weights: reading it would run code from the file; allow this (--trust) "
-            "only if you know where it is from"
-        )
+        raise VitxError(f"{path} would run code when read: allow this (--trust) only if you know its source")
 
 
 def checksum(model: nn.Module) -> int:

@@ -16,13 +16,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 @lru_cache
 def known_class_names(classes: int) -> tuple[str, ...] | None:
-    """Return the class names of ImageNet-1k, from timm, for 1,000 classes; None for other numbers.
-
-    Example:
-        >>> known_class_names(1000)[281]
-        'tabby, tabby cat'
-        >>> known_class_names(3)
-    """
+    """Return the class names of ImageNet-1k, from timm, for 1,000 classes; None for other numbers."""
     if classes != 1000:
         return None
     from timm.data import ImageNetInfo
@@ -39,14 +33,7 @@ def declared_names(model: object) -> tuple[str, ...] | None:
 
 
 def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
-    """Return the index of a class, given by its number or its name.
-
-    A name may also be one of several synonyms, which commas separate. Case is ignored.
-
-    Example:
-        >>> find_class("Tabby Cat", 3, ["tabby, tabby cat", "tiger cat", "beagle"])
-        0
-    """
+    """Return the index of a class, given by its number, its name, or one of the synonyms in its name."""
     wanted = _forms(target)[0]
     found = [index for index, name in enumerate(names or ()) if wanted in _forms(name)]
     if len(found) > 1:
@@ -69,12 +56,7 @@ def find_class(target: str, classes: int, names: Sequence[str] | None) -> int:
 
 
 def short(name: str) -> str:
-    """Return the first synonym in a class name.
-
-    Example:
-        >>> short("tabby, tabby cat")
-        'tabby'
-    """
+    """Return the first synonym in a class name, such as "tabby" of "tabby, tabby cat"."""
     return name.split(",")[0].strip()
 
 

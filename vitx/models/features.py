@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError, failure
+from vitx.errors import VitxError, failure, shown
 from vitx.inputs.processors import saved_beside
 from vitx.models.given import IMAGE_NAMES, Inputs, parameters_of
 from vitx.models.outputs import part
@@ -62,10 +62,9 @@ class Towers:
         if self.both is not None and any(isinstance(text, str) for text in texts):
             tokenizer = tokenizer or saved_beside(getattr(self.both, "name_or_path", ""), "AutoTokenizer")
             if tokenizer is None:
-                raise VitxError(
-                    "no tokenizer was saved with the model: give tokenizer=, as transformers.AutoTokenizer "
-                    "or open_clip.get_tokenizer makes it, or the text as token ids"
-                )
+                known = "transformers.AutoTokenizer or open_clip.get_tokenizer"
+                said = "no tokenizer was saved with the model"
+                raise VitxError(f"{said}: give tokenizer=, as {known} makes it, or the text as token ids")
         rows = [self._of_text(text, tokenizer, like) for text in texts]
         widths = {row.shape for row in rows}
         if len(widths) > 1:
@@ -76,10 +75,8 @@ class Towers:
         if isinstance(text, Tensor) and text.is_floating_point():  # already features
             return text.detach().reshape(1, -1).to(like.device, like.dtype)
         if self.both is None:
-            raise VitxError(
-                f"{type(self._model).__name__} has no text tower (get_text_features or encode_text): give "
-                "the whole model, or the text as its features"
-            )
+            said = f"{type(self._model).__name__} has no text tower (get_text_features or encode_text)"
+            raise VitxError(f"{said}: give the whole model, or the text as its features")
         text = self._tokens(text, tokenizer) if isinstance(text, str) else text
         named = dict(text) if isinstance(text, Mapping) else {"input_ids": text}
         named = {name: one.reshape(1, -1).to(like.device) for name, one in named.items()}
@@ -130,11 +127,7 @@ class Features:
 def _rows(found: Any) -> Tensor:
     """Return the features, (B, D), or raise a VitxError unless there is one row for each image."""
     if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise VitxError(
-            f"the features of the images are {shape}, not (B, D): wrap the model so that it returns one row "
-            "of features for each image"
-        )
+        raise VitxError(f"the features of images are {shown(found)}: wrap the model to return them as (B, D)")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError
+from vitx.errors import VitxError, shown
 
 IMAGE_NAMES = "pixel_values", "input_values"  # of images and spectrograms in Hugging Face models
 TEXT_NAMES = "input_ids", "inputs_embeds"
@@ -62,7 +62,7 @@ def read_inputs(model: nn.Module, inputs: Any, image: str | None = None) -> tupl
     with two spatial dimensions. Patches are joined to pictures if it is known how they were cut.
     """
     if not isinstance(inputs, Mapping):
-        raise VitxError(f"inputs must be a mapping of names to tensors, found {type(inputs).__name__}")
+        raise VitxError(f"inputs must be a mapping of names to tensors, found {shown(inputs)}")
     name = _image_name(inputs, image)
     given, others = inputs[name].detach(), {key: value for key, value in inputs.items() if key != name}
     asks = any(others.get(key) is not None for key in TEXT_NAMES)
@@ -92,25 +92,16 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
 
 def _image_name(inputs: Mapping[str, Any], image: str | None) -> str:
     floating = {k: v for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    said = ", ".join(f"{name}: {shown(one)}" for name, one in inputs.items())
     if image is not None and image not in floating:
-        raise VitxError(f"image={image!r} is no floating-point tensor of inputs, found {_said(inputs)}")
+        raise VitxError(f"image={image!r} is no floating-point tensor of inputs, found {said}")
     named = [name for name in IMAGE_NAMES if name in floating]
     spatial = [name for name, one in floating.items() if one.ndim > 3 and min(one.shape[-2:]) > 1]
     found = [image] if image is not None else named or spatial
     if len(found) != 1:
-        raise VitxError(
-            f"{'several' if found else 'none'} of the inputs may be the image, found {_said(inputs)}: "
-            "name it by image="
-        )
+        count = "several" if found else "none"
+        raise VitxError(f"{count} of the inputs may be the image, found {said}: name it by image=")
     return found[0]
-
-
-def _said(inputs: Mapping[str, Any]) -> str:
-    def kind(one: Any) -> str:
-        tensor = isinstance(one, Tensor)
-        return f"{tuple(one.shape)} {one.dtype}".replace("torch.", "") if tensor else type(one).__name__
-
-    return ", ".join(f"{name}: {kind(one)}" for name, one in inputs.items())
 
 
 # Names of the sizes of pictures in SigLIP 2's processor, and of pictures and clips in Qwen's.
@@ -189,7 +180,5 @@ def patches_of(model: nn.Module, given: Tensor, others: Mapping[str, Any]) -> Pa
         return next(one for one in found if torch.equal(one.cut(one.join(given)), given))
     except (RuntimeError, ValueError, TypeError, StopIteration):
         pass  # the number of patches does not fit
-    raise VitxError(
-        f"pixels of shape {tuple(given.shape)} with {name} {sizes} cannot be joined to pictures: give a "
-        "model of SigLIP 2 or Qwen-VL the outputs of its own processor"
-    )
+    said = f"pixels of shape {tuple(given.shape)} with {name} {sizes} cannot be joined to pictures"
+    raise VitxError(f"{said}: give a model of SigLIP 2 or Qwen-VL the outputs of its own processor")

@@ -49,10 +49,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Run the block in the precision of its tensors, as autocast is meant for forward passes.
-
-    It would round a backward pass, and everything computed from attention, to half precision.
-    """
+    """Run the block in the precision of its tensors: autocast, meant for forward passes, would round more."""
     kind = device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if on else nullcontext():

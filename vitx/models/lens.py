@@ -14,10 +14,7 @@ _PARTS = ("blocks", "norm", "forward_head", "num_prefix_tokens")
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
-    """Record the output tokens of each block, with the model that owns the block, inside the context.
-
-    This works for models with the layout of timm's Vision Transformers: `blocks`, `norm`, `forward_head`.
-    """
+    """Record the output tokens of each block, with the model that owns the block, inside the context."""
     owners: list[Any] = [one for one in model.modules() if all(hasattr(one, part) for part in _PARTS)]
     refusal = VitxError(
         f"the layers of {type(model).__name__} cannot be scored one by one, as legrad does: it takes the "
@@ -42,10 +39,8 @@ def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
 
 
 def layer_logits(owner: Any, tokens: Tensor) -> Tensor:
-    """Return the logits of a layer, (B, classes): the final norm and the head on the mean of its tokens.
-
-    The mean takes the place of every token, so it does not matter which of them the head pools.
-    """
+    """Return the logits of a layer, (B, classes): the final norm and the head on the mean of its tokens."""
+    # The mean takes the place of every token, so it does not matter which of them the head pools.
     mean = tokens.mean(1, keepdim=True).expand(-1, owner.num_prefix_tokens + 1, -1)
     logits: Tensor = owner.forward_head(owner.norm(mean))
     return logits

@@ -20,14 +20,15 @@ _OPEN_CLIP = "open_clip:"
 _HUB = "hf-hub:"
 _FOLDER = "local-dir:"
 _CLASSES = "classifies images or clips"
+_ADD_TEXT = "add --text, as in --text 'a cat' 'a dog'"
 _BARE = "AutoModel"  # loads models without a task head
-_SAVED = {  # auto classes, and the mapping from configs to models that each of them uses
-    "AutoModelForObjectDetection": "MODEL_FOR_OBJECT_DETECTION_MAPPING",
-    "AutoModelForSemanticSegmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
-    "AutoModelForUniversalSegmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
-    "AutoModelForInstanceSegmentation": "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING",
-    _BARE: "MODEL_MAPPING",
-}
+_SAVED = (  # auto classes of models other than classifiers; of several that fit, the last one loads
+    _BARE,
+    "AutoModelForInstanceSegmentation",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForObjectDetection",
+)
 
 
 class Loaded(NamedTuple):
@@ -51,44 +52,37 @@ def load_named(
 ) -> Loaded:
     """Load a model by name, with weights from a file or its own pretrained weights.
 
-    Args:
-        name: a name in timm (`vit_base_patch16_224`); `hf-hub:owner/name` or a folder, for transformers, timm
-            or open_clip; `open_clip:ViT-B-32`; or `package.module:name`, the user's own class or function.
-        weights: the file of weights; None for the pretrained weights.
-        options: arguments for timm, or for the user's own class or function.
-        of_timm: further arguments for timm only.
-        trust: also load models and files that run code.
-        texts: require a model that compares images with texts.
-        classes: require a model with classes; otherwise features are enough.
+    The name is one in timm (`vit_base_patch16_224`); `hf-hub:owner/name` or a folder, for transformers, timm
+    or open_clip; `open_clip:ViT-B-32`; or `package.module:name`, the user's own class or function. `options`
+    are arguments for timm or this code, `of_timm` for timm alone. `texts` requires a model that compares
+    images with texts, `classes` one with classes. With `trust`, loading may run code from files.
     """
     name = name.replace("hf_hub:", _HUB, 1)
     if Path(name).is_file():
         raise VitxError(f"{name} is a file of weights: give it by --weights, and the model's name by --model")
     place, folder = name.removeprefix(_HUB), Path(name).is_dir()
-    of_hub = folder or name.startswith(_HUB) or ("/" in name and ":" not in name)
-    if of_hub:
+    if folder or name.startswith(_HUB) or ("/" in name and ":" not in name):
         kind, place = _kind(place, texts), f"{_FOLDER if folder else _HUB}{place}"
     elif name.startswith(_OPEN_CLIP):
         kind, place = "open_clip", name.removeprefix(_OPEN_CLIP)
     else:
         kind = "own" if ":" in name and not name.startswith(_FOLDER) else "timm"
     if texts and kind in ("own", "timm"):
-        raise VitxError(
-            f"{name} compares no images with texts: name a CLIP of Hugging Face, or open_clip:NAME"
-        )
+        raise VitxError(f"{name} compares no images with texts: name a CLIP, or open_clip:NAME")
     if kind == "own":
-        return Loaded(load_own(name, weights, options, trust).eval())
-    if kind == "timm":
+        loaded = Loaded(load_own(name, weights, options, trust))
+    elif kind == "timm":
         options = {**(of_timm or {}), **(options or {})}
         if weights is None:
-            return Loaded(create_model(place, True, None, options).eval())
-        return Loaded(model_of_weights(place, weights, options, trust).eval())
-    if options:
+            loaded = Loaded(create_model(place, True, None, options))
+        else:
+            loaded = Loaded(model_of_weights(place, weights, options, trust))
+    elif options:
         raise VitxError("--model-options are only for timm models and your own code: leave them out")
-    if kind == "open_clip":
+    elif kind == "open_clip":
         loaded = load_open_clip(place, weights, trust)
         if classes and not texts:
-            raise VitxError(f"{name} compares pictures with texts: add --text, as in --text 'a cat' 'a dog'")
+            raise VitxError(f"{name} compares images with texts: {_ADD_TEXT}")
     elif weights is not None:
         raise VitxError(f"{name} has weights of its own: leave out --weights")
     else:
@@ -129,11 +123,7 @@ def load_open_clip(name: str, weights: Path | None, trust: bool = False) -> Load
 
 
 def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, classes: bool = True) -> Loaded:
-    """Load a transformers model from a folder or the hub.
-
-    The model classifies, detects objects or segments; with `texts`, it compares images with texts. Without
-    `classes`, a model that outputs features of images is enough.
-    """
+    """Load a transformers model from a folder or the hub; `texts` and `classes` are as for `load_named`."""
     with _reached(name):
         if texts:
             model = _pretrained(_BARE, "compares images with texts", name, trust)
@@ -147,12 +137,12 @@ def load_hugging_face(name: str, trust: bool = False, *, texts: bool = False, cl
 
         clips = type(config) in transformers.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING
         kind = "AutoModelForVideoClassification" if clips else "AutoModelForImageClassification"
-        for loads, mapping in reversed(_SAVED.items()):
-            found = getattr(transformers, mapping).get(type(config), None)
-            if found is not None and [found.__name__] == (config.architectures or [])[:1]:
-                kind = loads
+        saved = (config.architectures or [""])[0]
+        for auto in _SAVED:
+            if getattr(transformers, auto)._model_mapping.get(type(config), object).__name__ == saved:
+                kind = auto
         if classes and kind == _BARE and hasattr(config, "text_config"):
-            raise VitxError(f"{name} compares images with texts: add --text, as in --text 'a cat' 'a dog'")
+            raise VitxError(f"{name} compares images with texts: {_ADD_TEXT}")
         model = _pretrained(kind, _CLASSES, name, trust)
         frames = int(getattr(config, "num_frames", 0)) if clips else 0
         names = () if kind == _BARE else declared_names(model)
@@ -198,10 +188,8 @@ def _reached(name: str) -> Iterator[None]:
         except VitxError as error:
             if answers or not isinstance(error.__cause__, OSError):
                 raise
-            raise VitxError(
-                f"{name} could not be fetched from the hub, which does not answer: check the connection, or "
-                "give the folder of a model"
-            ) from error
+            said = f"{name} could not be fetched from the hub, which does not answer"
+            raise VitxError(f"{said}: check the connection, or give the folder of a model") from error
 
 
 def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
@@ -219,8 +207,6 @@ def _pretrained(kind: str, what: str, name: str, trust: bool) -> Any:
         return found
     model, info = found
     if missing := sorted(info["missing_keys"]):
-        raise VitxError(
-            f"{name} holds no trained model that {what}: {len(missing)} of its tensors are missing "
-            f"({missing[0]})"
-        )
+        lacks = f"{len(missing)} of its tensors are missing ({missing[0]})"
+        raise VitxError(f"{name} holds no trained model that {what}: {lacks}")
     return model

@@ -13,25 +13,11 @@ _QUERIES = ("class_queries_logits", "masks_queries_logits"), ("logits", "pred_ma
 def kind_of(
     logits: Tensor, labels: Tensor | None, widths: range | None = None, declared: frozenset[int] = frozenset()
 ) -> Kind:
-    """Return the kind of an output.
+    """Return the kind of an output, (B, ...): scores of classes, unless its labels, (B, ...), say otherwise.
 
-    It is "class" for one class per image, also if a single logit decides between two; "classes" for any
-    number of them (multi-label); "numbers" for regression; or "features".
-
-    Args:
-        logits: (B, ...), the output of the model.
-        labels: (B, ...); if None, the output is taken for class scores. Labels below 0 are ignored.
-        widths: the plausible numbers of outputs, given the data set; None if they are unknown.
-        declared: the numbers of classes that parts of the model declare; such an output is of classes.
-
-    Example:
-        >>> import torch
-        >>> kind_of(torch.rand(2, 10), torch.tensor([3, 9]))
-        'class'
-        >>> kind_of(torch.rand(2, 384), torch.tensor([3, 9]), range(10, 11))
-        'features'
-        >>> kind_of(torch.rand(2, 1), torch.tensor([3.5, 9]))
-        'numbers'
+    "class" is one class per image, also if a single logit decides between two; "classes" are any number of
+    them (multi-label); "numbers" are those of a regression. `widths` are the plausible numbers of outputs,
+    given the data set, and `declared` the numbers of classes that parts of the model declare.
     """
     if logits.ndim not in (1, 2):
         return "features"

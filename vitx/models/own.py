@@ -60,12 +60,7 @@ def _of_lightning(weights: Path) -> bool:
 
 
 def made(value: Any) -> Any:
-    """Instantiate all `{"class_path": ..., "init_args": {...}}` in a value, at any depth.
-
-    Example:
-        >>> made({"n": 1, "pool": {"class_path": "torch.nn.MaxPool1d", "init_args": {"kernel_size": 2}}})["n"]
-        1
-    """
+    """Instantiate all `{"class_path": ..., "init_args": {...}}` in a value, at any depth."""
     if isinstance(value, list):
         return [made(one) for one in value]
     if not isinstance(value, Mapping):

@@ -1,6 +1,6 @@
 """Logits of a model for images, and the scores that a target selects from them."""
 
-import operator
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitx.errors import VitxError, failure
+from vitx.errors import VitxError, failure, shown
 from vitx.models.given import ALONE, IMAGE_NAMES, TEXT_NAMES, Inputs, parameters_of
 from vitx.models.outputs import described, part
 
@@ -24,10 +24,12 @@ _ASKS = (
     f"the model also takes text, and failed without it: {_INPUTS}, or use a target such as vitx.targets.text "
     "or vitx.targets.word"
 )
-_CHOOSE = (
-    "wrap it so that it returns the one to explain (to the callback, give forward_fn=lambda module, "
-    "images: ...)"
+_TARGETS = (
+    "target must be None, the number of a class (only the shell takes names), one for each image, a "
+    "function, or one of vitx.targets"
 )
+_CALLBACK = "(to the callback, give forward_fn=lambda module, images: ...)"
+_CHOOSE = f"wrap it so that it returns the one to explain {_CALLBACK}"
 
 
 def check_model(model: Any) -> None:
@@ -41,16 +43,12 @@ def check_images(model: nn.Module, images: Any) -> None:
     check_model(model)
     if not isinstance(images, Tensor):
         wanted = "a floating-point tensor (B, C, H, W), uint8 arrays (H, W, 3), PIL images or files"
-        raise VitxError(f"images must be {wanted}, found {_said(images)}")
+        raise VitxError(f"images must be {wanted}, found {shown(images)}")
     if images.ndim not in (3, 4, 5) or 0 in images.shape:
-        raise VitxError(
-            "images must be (B, C, H, W), clips (B, C, T, H, W) or (B, T, C, H, W), or spectrograms "
-            f"(B, F, T), and not empty, found {tuple(images.shape)}"
-        )
+        wanted = "(B, C, H, W), clips (B, C, T, H, W) or (B, T, C, H, W), or spectrograms (B, F, T)"
+        raise VitxError(f"images must be {wanted}, and not empty, found {tuple(images.shape)}")
     if not images.is_floating_point():
-        raise VitxError(
-            f"images must be floating point, found {images.dtype}: scale and normalize them as in training"
-        )
+        raise VitxError(f"images must be floating point, found {images.dtype}: normalize them as in training")
     weight = next(model.parameters(), images)
     if weight.device != images.device:
         raise VitxError(f"the images are on {images.device} and the model is on {weight.device}: move one")
@@ -58,14 +56,6 @@ def check_images(model: nn.Module, images: Any) -> None:
     rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     if weight.dtype != images.dtype and not rounds and _precision(model) is None:
         raise VitxError(f"the images are {images.dtype} and the model is {weight.dtype}: convert one")
-
-
-def _said(images: Any) -> str:
-    """Return the type of images, with the shape of an array or the length of a list."""
-    kind = type(images).__name__
-    if hasattr(images, "dtype"):
-        return f"{kind} {tuple(images.shape)} of {images.dtype}"
-    return f"{kind} of {len(images)}" if isinstance(images, Sequence) else kind
 
 
 def predict(model: nn.Module, images: Tensor, inputs: Inputs = ALONE) -> Tensor:
@@ -80,18 +70,12 @@ def read_logits(
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it returns one row for each"
-        raise VitxError(
-            f"the model returned {tuple(logits.shape)} for {len(images)} images of shape "
-            f"{tuple(images.shape[1:])}{hint}"
-        )
+        raise VitxError(f"the model returned {tuple(logits.shape)} for images {tuple(images.shape)}{hint}")
     return logits
 
 
 def _precision(model: Any) -> Any:
-    """Return the precision of a model wrapped by Lightning Fabric; None for other models.
-
-    The wrapper blocks a backward pass that others start from its output, so the inner module is called.
-    """
+    """Return the precision of a model wrapped by Lightning Fabric; None for other models."""
     wrapped = type(model).__module__ in ("lightning.fabric.wrappers", "lightning_fabric.wrappers")
     return model._strategy.precision if wrapped else None
 
@@ -99,7 +83,7 @@ def _precision(model: Any) -> Any:
 def forward(model: Any, images: Tensor, inputs: Inputs = ALONE) -> Any:
     """Run the model; Hugging Face models that take several inputs get the images by name."""
     precision = _precision(model)
-    if precision is not None:
+    if precision is not None:  # the wrapper blocks a backward pass that others start from its output
         ((images,), _) = precision.convert_input(((images,), {}))
         with precision.forward_context():
             return forward(model._forward_module, images, inputs)
@@ -128,9 +112,8 @@ def refusals(images: Tensor, inputs: Inputs, reason: str | None = None) -> Itera
         beside = f" with {', '.join(inputs.others)}" if inputs.others else ""
         last = images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] > 3
         hint = _BATCHED if images.ndim == 3 and not inputs.name else _LAST if last else ""
-        raise VitxError(
-            reason or f"the model refused images of shape {tuple(images.shape)}{beside}: {said}{hint}"
-        ) from error
+        refused = f"the model refused images of shape {tuple(images.shape)}{beside}: {said}{hint}"
+        raise VitxError(reason or refused) from error
 
 
 def _asked(model: Any) -> list[str]:
@@ -142,10 +125,8 @@ def _asked(model: Any) -> list[str]:
     named = next((p.name for p in asked if p.name in IMAGE_NAMES), None)
     if len(missing) > (0 if named else 1):
         image, *needs = [named, *missing] if named else missing
-        raise VitxError(
-            f"the model takes more than images, {', '.join(needs)}: {_INPUTS.format(image, needs[0])} (to "
-            "the callback, give forward_fn=lambda module, images: ...)"
-        )
+        said = f"the model takes more than images, {', '.join(needs)}"
+        raise VitxError(f"{said}: {_INPUTS.format(image, needs[0])} {_CALLBACK}")
     return [p.name for p in asked]
 
 
@@ -170,18 +151,13 @@ def _logits(output: Any, batch: int, made_last: MadeLast | None) -> Tensor:
     last = several[0] if len(several) == 1 else made_last(several) if made_last else None
     if last is None:
         shapes = ", ".join(f"{name}: {tuple(one.shape)}" for name, one in named.items())
-        raise VitxError(
-            f"the model returns {kind}, with {len(several)} tensors, {shapes}, none of which depends on all "
-            f"others: {_CHOOSE}"
-        )
+        said = f"the model returns {kind}, with {len(several)} tensors, {shapes}"
+        raise VitxError(f"{said}, none of which depends on all others: {_CHOOSE}")
     return last
 
 
 def target_classes(target: Target, logits: Tensor) -> Tensor | None:
-    """Return the target class of each image, (B,); None if the target is a function.
-
-    A single logit distinguishes two classes: 1 if it is above 0, else 0.
-    """
+    """Return the target class of each image, (B,); None if the target is a function."""
     if callable(target) and not isinstance(target, Tensor):
         return None
     if logits.ndim not in (1, 2):
@@ -192,13 +168,18 @@ def target_classes(target: Target, logits: Tensor) -> Tensor | None:
     batch, classes = len(logits), 2 if single is not None else logits.shape[1]
     if target is None:
         return logits.argmax(1) if single is None else (single > 0).long()
-    found = _whole_numbers(target, batch)
-    if len(found) != batch:
+    found = whole_numbers(target, _TARGETS)
+    if found.ndim and len(found) != batch:
         raise VitxError(f"target names {len(found)} classes for {batch} images: give one for each image")
-    wrong = [index for index in found if not 0 <= index < classes]
-    if wrong:
-        raise VitxError(f"target {wrong[0]} is out of range: the model has classes 0 to {classes - 1}")
-    return torch.tensor(found, device=logits.device)
+    check_range("target", found, "classes", classes)
+    return found.long().to(logits.device).expand(batch).clone()
+
+
+def check_range(noun: str, given: Tensor, nouns: str, count: int) -> None:
+    """Raise a VitxError unless all given indices are from 0 to count - 1."""
+    for index in given.flatten().tolist():
+        if not 0 <= index < count:
+            raise VitxError(f"{noun} {index} is out of range: the model has {nouns} 0 to {count - 1}")
 
 
 def _no_classes(logits: Tensor) -> VitxError:
@@ -206,33 +187,28 @@ def _no_classes(logits: Tensor) -> VitxError:
 
 
 def _single(logits: Tensor) -> Tensor | None:
-    """Return the logit of each image, (B,), if there is a single one; else None."""
+    """Return the logit of each image, (B,), if there is a single one: that of class 1 against class 0."""
     return logits.flatten() if logits.shape[1:] in ((), (1,)) else None
 
 
-def _whole_numbers(target: Any, batch: int) -> list[int]:
-    """Return a list of classes, from one class for all images, a sequence or a tensor."""
-    if isinstance(target, Tensor) or type(target).__module__ == "numpy":
-        target = target.tolist()
+def whole_numbers(given: Any, form: str) -> Tensor:
+    """Return one or several whole numbers, () or (N,), or raise a VitxError, which states their form."""
+    found = numbers(given, form)
+    if found.is_floating_point() or found.dtype == torch.bool or found.ndim > 1 or not found.numel():
+        raise VitxError(f"{form}, found {given!r}")
+    return found
+
+
+def numbers(given: Any, form: str, kind: torch.dtype | None = None) -> Tensor:
+    """Return numbers as a tensor, or raise a VitxError, which states their form."""
     try:
-        some = [target] * batch if hasattr(target, "__index__") else list(target)
-        if isinstance(target, str) or any(isinstance(item, bool) for item in some):
-            raise TypeError
-        return [operator.index(item) for item in some]
-    except TypeError:
-        raise VitxError(
-            "target must be None, the number of a class (only the shell takes names), one for each image, a "
-            f"function, or one of vitx.targets, found {target!r}"
-        ) from None
+        return torch.as_tensor(given, dtype=kind)
+    except (TypeError, ValueError, RuntimeError):
+        raise VitxError(f"{form}, found {reprlib.repr(given)}") from None
 
 
 def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
-    """Return a target function that contrasts two classes: the difference of their scores.
-
-    Example:
-        >>> difference(2, 0)(torch.tensor([[1.0, 2.0, 5.0]]))
-        tensor([4.])
-    """
+    """Return a target function that contrasts two classes: the difference of their scores."""
 
     def score(logits: Tensor) -> Tensor:
         first, second = (scores(None, logits, target_classes(index, logits)) for index in (target, other))
@@ -242,10 +218,7 @@ def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
 
 
 def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
-    """Return the score of each image, (B,): the logit of its class, or the value of the target function.
-
-    With a single logit, the score is this logit for class 1, and its negative for class 0.
-    """
+    """Return the score of each image, (B,): the logit of its class, or the value of the target function."""
     if classes is not None:
         if (single := _single(logits)) is not None:
             return torch.where(classes == 1, single, -single)
@@ -255,6 +228,5 @@ def scores(target: Target, logits: Tensor, classes: Tensor | None) -> Tensor:
     with failure(f"the target function failed on the output, {tuple(logits.shape)}"):
         found = target(logits)
     if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise VitxError(f"the target function must return a tensor of shape ({len(logits)},), found {shape}")
+        raise VitxError(f"the target function must return scores ({len(logits)},), found {shown(found)}")
     return found

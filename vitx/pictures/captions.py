@@ -72,16 +72,11 @@ def captions_of(
     Example:
         >>> [str(caption) for caption in captions_of(torch.tensor([[0.0, 3.0]]), class_names=["cat", "dog"])]
         ['dog 95%']
-        >>> several = torch.tensor([[1.0, 1.0]])
-        >>> str(captions_of(torch.tensor([[2.0, -1.0]]), several, ["cat", "dog"])[0])
-        '\N{BALLOT X} cat, is cat + dog'
-        >>> str(captions_of(torch.tensor([[0.7143]]), torch.tensor([0.5]))[0])
-        '0.714, is 0.500'
     """
     kind = kind or kind_of(logits, labels)
     if kind == "features" or logits.ndim not in (1, 2):
         return [Caption("")] * len(logits)
-    logits = logits.float() if logits.ndim == 2 else logits.float()[:, None]
+    logits = logits.float().reshape(len(logits), -1)
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     labels = None if beyond(labels, logits.shape[1]) else labels  # not classes of this model

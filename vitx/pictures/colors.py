@@ -59,10 +59,7 @@ def draw(
 
 
 def as_images(images: Tensor, channels: int | None) -> Tensor:
-    """Rearrange images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame.
-
-    `channels` is the dimension of the channels; None if there is none.
-    """
+    """Rearrange images, clips, volumes or spectrograms, (B, ...), to (N, C, H, W), frame by frame."""
     if channels is None:
         return images[:, None]
     return images.movedim(channels, 2).flatten(0, 1) if images.ndim == 5 else images.movedim(channels, 1)
@@ -71,15 +68,11 @@ def as_images(images: Tensor, channels: int | None) -> Tensor:
 def choose_colors(
     images: Tensor, scales: Scales, bands: Bands = None, given: Scale | None = None, colored: bool = True
 ) -> Colors:
-    """Choose the colors in which to show images.
+    """Choose the colors in which to show images, (B, C, H, W).
 
-    Args:
-        images: (B, C, H, W), as the model takes them.
-        scales: normalizations that may have been applied, most likely first. The first one that, undone,
-            brings the images into [0, 1] is used; if none does, the colors are guessed.
-        bands: the channels to show, one or three; by default the first three, or the mean of two channels.
-        given: the requested normalization of images with one or three channels; `scales` is then ignored.
-        colored: False for spectrograms, which have no colors and are stretched without a note.
+    `scales` are normalizations that may have been applied, most likely first. The first one that, undone,
+    brings the images into [0, 1] is used; if none does, the colors are guessed. A `given` one is used in
+    place of them, if there are one or three channels. Spectrograms are not `colored`: they are stretched.
     """
     if images.ndim != 4:
         raise VitxError(f"images must be (B, C, H, W), found {tuple(images.shape)}")

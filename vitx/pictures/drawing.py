@@ -91,9 +91,6 @@ class Drawing:
         the brightest place, and a spectrogram with time to the right. `view` is "frames" or "planes", by
         default "frames" if there are three channels. `time_axis` is the time dimension of a spectrogram, 1 or
         2, by default the longer one.
-
-        Raises:
-            VitxError: As for `overlays`.
         """
         pixels, note = self._shown(images, **scale)
         images = self.images if images is None else images
@@ -175,7 +172,7 @@ def draw_layers(
     tile_width: int | None = None,
 ) -> Picture:
     """Draw a row for each image, (B, ..., 3) uint8, or for each pair of images, next to the maps."""
-    columns, marks = laid_out(pixels, layers, slices, colormap, signed=signed)
+    columns, marks = laid_out(pixels, layers, slices, colormap, signed)
     if paired:
         second = {f"{title} of the other": one[1::2] for title, one in columns.items()}
         columns = {title: one[::2] for title, one in columns.items()} | second

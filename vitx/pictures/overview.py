@@ -57,10 +57,8 @@ class Overview:
     def add(self, pixels: Tensor, map_: Tensor, name: str | None = None) -> None:
         """Add a picture, (H, W, 3) uint8, its map, (h, w), of any size, and the name of its class."""
         if pixels.ndim != 3 or map_.ndim != 2:
-            raise VitxError(
-                "an overview needs pictures with one map each, not clips, volumes or spectrograms: found "
-                f"pixels {tuple(pixels.shape)} and a map {tuple(map_.shape)}"
-            )
+            said = "an overview needs pictures with one map each, not clips, volumes or spectrograms"
+            raise VitxError(f"{said}: found pixels {tuple(pixels.shape)} and a map {tuple(map_.shape)}")
         pixels, map_ = pixels.cpu(), map_.cpu().float()
         height, width = (self._all.map if self._all.count else map_).shape
         share = F.adaptive_avg_pool2d(map_[None], (height, width))[0]  # a no-op if it has this size
@@ -84,8 +82,6 @@ class Overview:
 
     def draw(self, colormap: str = "inferno", title: str = "") -> Picture:
         """Draw the mean maps over the mean pictures, and the crops below; `title` names the method."""
-        if not self._all.count:
-            raise VitxError("an overview needs at least one picture with its map")
         means, of = [("all", self._all)], "all pictures"
         if len(self._classes) > 1:
             most = sorted(self._classes.items(), key=lambda one: -one[1].count)[:_CLASSES]
@@ -95,13 +91,12 @@ class Overview:
         tiles = [(f"{name} ({mean.count})", mean.tile(colormap)) for name, mean in means]
         parts = [_heading(f"{title}: mean map of {of}" if title else f"Mean map of {of}")]
         parts.append(_table(tiles, TILE_WIDTH, _ACROSS))
-        crops = [("", one) for one in self._crops]
-        if crops:  # none if all maps are constant
+        if crops := [("", one) for one in self._crops]:  # none if all maps are constant
             count = f"{len(crops)} of {self._seen} pictures" if self._seen > len(crops) else "each picture"
-            parts.append(_heading(f"Crops around the brightest patch of {count}"))
-            parts.append(_table(crops, _CROP, _CROPS_ACROSS))
-        said = render.wrapped(SAID, _WIDTH - 2 * GAP)
-        return np.concatenate([*parts, *(_heading(line, FAINT) for line in said)])
+            parts += [_heading(f"Crops around the brightest patch of {count}")]
+            parts += [_table(crops, _CROP, _CROPS_ACROSS)]
+        parts += [_heading(line, FAINT) for line in render.wrapped(SAID, _WIDTH - 2 * GAP)]
+        return np.concatenate(parts)
 
 
 def overview_of(
@@ -115,13 +110,7 @@ def overview_of(
 
 
 def crop(pixels: Tensor, map_: Tensor) -> Tensor:
-    """Crop a square around the brightest patch, within the picture: (side, side, 3).
-
-    Example:
-        >>> pixels = torch.arange(16)[:, None, None].expand(16, 16, 3)
-        >>> crop(pixels, torch.eye(8)[:1].expand(8, 8) * torch.arange(8)[:, None])[:, 0, 0]
-        tensor([10, 11, 12, 13, 14, 15])
-    """
+    """Crop a square around the brightest patch, within the picture: (side, side, 3)."""
     sizes = pixels.shape[:2]
     peak = torch.unravel_index(map_.argmax(), map_.shape)
     patch = max(size / count for size, count in zip(sizes, map_.shape, strict=True))

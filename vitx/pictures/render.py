@@ -1,6 +1,6 @@
 """Pictures: heat maps, overlays, and grids with captions and a legend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from textwrap import wrap
@@ -19,23 +19,16 @@ Picture = NDArray[np.uint8]  # (height, width, 3)
 _ENDS = "looked at least", "most"  # of the legend
 SIGNED = "bwr", ("against", "for")  # blue, white for 0, red; and the ends of the legend
 OVERLAY_STRENGTH = 0.6  # share of the color map in an overlay
-# Three tiles with their gaps are 350 pixels wide, the width of TensorBoard's card: text stays sharp if it is
-# not rescaled.
-TILE_WIDTH, GAP = 110, 5
+TILE_WIDTH, GAP = 110, 5  # three tiles are as wide as TensorBoard's card, so that text stays sharp
 _TEXT_SIZE, _SMALL = 13, 10
 LINE = 19
-BETWEEN = 24  # pictures with headings
+_BETWEEN = 24  # pixels between pictures with headings
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#5c5c5c"
 VERDICTS = {True: "#00695c", False: "#b71c1c", None: INK}  # colors of right, wrong and unknown
 
 
 def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Upsample maps, (B, h, w) or (B, t, h, w), linearly, rescaled to [0, 1] each; a constant map gives 0.
-
-    Example:
-        >>> heatmaps(torch.tensor([[[0.0, 2.0]]]), (1, 2))
-        tensor([[[0., 1.]]])
-    """
+    """Upsample maps, (B, h, w) or (B, t, h, w), linearly, rescaled to [0, 1] each; a constant map gives 0."""
     scaled = _scaled_up(maps, size)
     whole = tuple(range(1, maps.ndim))
     low, high = scaled.amin(whole, keepdim=True), scaled.amax(whole, keepdim=True)
@@ -46,14 +39,11 @@ def heatmaps(maps: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _scaled_up(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     mode = "bilinear" if maps.ndim == 3 else "trilinear"
-    return F.interpolate(maps[:, None], size, mode=mode, align_corners=False)[:, 0]
+    return F.interpolate(maps[:, None], size, mode=mode)[:, 0]
 
 
 def overlays(pixels: Tensor, heat: Tensor, colormap: str = "inferno") -> Tensor:
-    """Overlay heat maps, (B, ...) in [0, 1], on images, (B, ..., 3) uint8: bright places glow, others dim.
-
-    The result is on the CPU. The color map is one of matplotlib's; the default is perceptually uniform.
-    """
+    """Overlay heat maps, (B, ...) in [0, 1], on images, (B, ..., 3) uint8, on the CPU: bright places glow."""
     if pixels.shape[:-1] != heat.shape:
         raise VitxError(
             f"found {len(pixels)} images for {len(heat)} maps, of {tuple(pixels.shape[1:-1])} and "
@@ -85,15 +75,9 @@ def grid(
 ) -> Picture:
     """Draw one row per image, with a caption, and one column per title, with a legend below.
 
-    Rows are as high as the longest caption needs. Titles are wrapped to the width of their column.
-
-    Args:
-        columns: title -> (B, H, W, 3) uint8.
-        captions: one for each image.
-        colormap: the color map of the legend, unless the overlays are signed.
-        tile_width: the width of each picture in pixels; the height follows.
-        note: a text between the ends of the legend or, if it is too long, on lines below.
-        signed: whether the overlays show what speaks for and against.
+    `columns` maps titles to pictures, (B, H, W, 3) uint8, which are scaled to the width of a tile. Rows are
+    as high as the longest caption needs. The legend has the color map, or that of `signed` overlays, and a
+    note between its ends or, if that is too long, on lines below.
     """
     colormap, ends = SIGNED if signed else (colormap, _ENDS)
     tiles = {title: [tile(p, tile_width) for p in pixels.numpy()] for title, pixels in columns.items()}
@@ -123,10 +107,12 @@ def grid(
 def scaled_up(pictures: Tensor, width: int) -> Tensor:
     """Scale pictures, (B, H, W, 3) uint8, up by the smallest integer that makes them at least as wide."""
     times = -(-width // pictures.shape[2])
-    if times <= 1:
-        return pictures
-    tiles = [np.asarray(tile(picture, times * pictures.shape[2])) for picture in pictures.numpy()]
-    return torch.from_numpy(np.stack(tiles))
+    return pictures if times <= 1 else resized(pictures.numpy(), times * pictures.shape[2])
+
+
+def resized(pictures: Iterable[Picture], width: int) -> Tensor:
+    """Scale pictures of one aspect ratio to a width: (B, H, W, 3) uint8."""
+    return torch.from_numpy(np.stack([np.asarray(tile(one, width)) for one in pictures]))
 
 
 def differences(pixels: Tensor, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
@@ -151,17 +137,17 @@ def beside(pictures: Mapping[str, Picture]) -> Picture:
             at = GAP, number * LINE + 3
             write(ImageDraw.Draw(head), at, line, INK, width - 2 * GAP, bold=number == 0)
         headed.append(np.concatenate([head, picture]))
-    return joined(headed, axis=1, gap=BETWEEN)
+    return joined(headed, axis=1)
 
 
-def joined(pictures: Sequence[Picture], axis: int, gap: int) -> Picture:
-    """Stack pictures below each other (axis 0) or side by side (axis 1), `gap` pixels apart."""
+def joined(pictures: Sequence[Picture], axis: int) -> Picture:
+    """Stack pictures below each other (axis 0) or side by side (axis 1), with gaps."""
     long = max(picture.shape[1 - axis] for picture in pictures)
     parts = []
     for number, picture in enumerate(pictures):
         room = [(0, 0)] * 3
         room[1 - axis] = (0, long - picture.shape[1 - axis])
-        room[axis] = (gap if number else 0, 0)
+        room[axis] = (_BETWEEN if number else 0, 0)
         parts.append(np.pad(picture, room, constant_values=255))
     return np.concatenate(parts, axis)
 
@@ -230,7 +216,7 @@ def palette(colormap: str) -> NDArray[np.uint8]:
     import matplotlib
 
     if colormap not in matplotlib.colormaps:
-        known = ", ".join(("inferno", "viridis", "magma", "plasma", "cividis"))
-        raise VitxError(f"there is no color map {colormap!r}: take one of matplotlib's, such as {known}")
+        known = "matplotlib's, such as inferno, viridis, magma, plasma, cividis"
+        raise VitxError(f"there is no color map {colormap!r}: take one of {known}")
     table = matplotlib.colormaps[colormap](np.linspace(0, 1, 256))[:, :3]
     return np.asarray((table * 255).round(), np.uint8)

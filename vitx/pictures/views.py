@@ -24,7 +24,7 @@ _GAP, _PAPER = 2, 255  # pixels between slices, and their color
 UNIFORM = 0.99  # relative entropy above which a map is nearly uniform
 BOX = "#00b3a4"  # color of the outline of a target's box
 SINKS = "rings: patches that most others attend to (possible sinks)"
-_LETTERS, _SMALLEST = 13 / TILE_WIDTH, 4  # height of letters: share of the picture, and minimum in pixels
+_LETTERS = 13 / TILE_WIDTH  # height of letters: share of the picture
 
 
 class Slices(NamedTuple):
@@ -64,8 +64,9 @@ class Layer:
         if self.signed is not None:
             against = all_against(self.signed).tolist()
             said = ["all against" if one else word for one, word in zip(against, said, strict=True)]
-        boxes, sinks = (None, None) if size is None else (self.boxes, self.sinks)
-        return painted(drawn, size or (), boxes, sinks, said)
+        if size is None:
+            return painted(drawn, words=said)
+        return painted(drawn, size, self.boxes, self.sinks, said)
 
 
 def slices_of(
@@ -73,12 +74,8 @@ def slices_of(
 ) -> Slices | None:
     """Choose the slices to show; return None for a picture, which is shown whole.
 
-    Args:
-        size: (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, (F, T) of a spectrogram.
-        channels: the number of channels; None for a spectrogram.
-        view: see `vitx.Explanation.picture`, also for `time_axis`.
-        time_axis: the time dimension of a batch of spectrograms.
-        most_frames: the maximum number of frames to show.
+    The size is (H, W) of a picture, (T, H, W) of a clip, (D, H, W) of a volume, or (F, T) of a spectrogram,
+    which has no `channels`. See `vitx.Explanation.picture` for `view` and `time_axis`.
     """
     if len(size) == 2 and channels is not None:
         return None
@@ -94,8 +91,8 @@ def slices_of(
         said = "the planes through the brightest place"
         return Slices(said, lambda volume, peak: [volume.select(*place) for place in enumerate(peak)])
     shown = evenly(size[0], most_frames)
-    numbers = ", ".join(str(number + 1) for number in shown)
-    said = f"frames {numbers}" + (f" of {size[0]}" if len(shown) < size[0] else "")
+    said = f"frames {', '.join(str(number + 1) for number in shown)}"
+    said += f" of {size[0]}" if len(shown) < size[0] else ""
     return Slices(said, lambda clip, _: [clip[number] for number in shown])
 
 
@@ -104,7 +101,6 @@ def laid_out(
     layers: Mapping[str, Layer],
     slices: Slices | None = None,
     colormap: str = "inferno",
-    *,
     signed: bool = False,
 ) -> tuple[dict[str, Tensor], str]:
     """Overlay maps on images, (B, ..., 3) uint8; arrange the input and each overlay as columns, or as strips.
@@ -187,8 +183,6 @@ def _ring(canvas: Image.Image, marks: Tensor) -> None:
 
 def _stamp(canvas: Image.Image, text: str) -> None:
     draw, height = ImageDraw.Draw(canvas), max(8, round(min(canvas.size) * _LETTERS))
-    while height > _SMALLEST and font(height).getlength(text) > canvas.width:
-        height -= 1
     draw.rectangle((0, canvas.height - 1.4 * height, canvas.width, canvas.height), INK)
     below = (canvas.width / 2, canvas.height - 0.2 * height)
     draw.text(below, text, PAPER, font(height), anchor="md")

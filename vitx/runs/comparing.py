@@ -54,15 +54,11 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Value]]:
     """Yield (key, value) pairs of nested settings: for `{"model": {"depth": 2}}`, `model.depth` and 2."""
-    inner: Any = ()
-    if isinstance(settings, Mapping):
-        inner = settings.items()
-    elif isinstance(settings, list) and any(isinstance(item, Mapping | list) for item in settings):
-        inner = enumerate(settings)
-    if inner:
-        for key, value in inner:
-            yield from flat(value, (*path, str(key)))
-    elif path:
+    nested = isinstance(settings, list) and any(isinstance(item, Mapping | list) for item in settings)
+    inner: Any = settings.items() if isinstance(settings, Mapping) else enumerate(settings) if nested else ()
+    for key, value in inner:
+        yield from flat(value, (*path, str(key)))
+    if path and not inner:
         plain = settings is None or isinstance(settings, str | int | float)
         yield ".".join(path), settings if plain else str(settings)
 
@@ -102,12 +98,12 @@ def meetings(runs: Sequence[Run]) -> list[Meeting]:
     known: dict[Any, list[tuple[NDArray[np.int16], dict[int, int]]]] = {}
     for number, run in enumerate(runs):
         for image in range(run.count):
-            picture = run.input(image)
+            picture = run.pixels[image]
             small = Image.fromarray(picture).resize(_THUMBNAIL, Image.Resampling.BOX)
             thumbnail = np.asarray(small, np.int16)
             aspect = round(16 * picture.shape[0] / picture.shape[1])
             # Only maps by the same methods are compared.
-            alike = known.setdefault((tuple(sorted(run.titled)), run.note, aspect), [])
+            alike = known.setdefault((tuple(sorted(run.titled)), run.facts["note"], aspect), [])
             for seen, watched in alike:
                 if number not in watched and np.abs(seen - thumbnail).max() <= _TOLERANCE:
                     watched[number] = image

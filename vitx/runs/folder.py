@@ -40,16 +40,11 @@ class RunFolder:
     """The folder `vitx` of one run, to which no other run writes."""
 
     def __init__(self, path: Path, facts: Mapping[str, Any], lock: IO[str]) -> None:
-        self.path, self._facts, self._lock = path, dict(facts), lock
+        self.path, self.id, self._facts, self._lock = path, str(facts["id"]), dict(facts), lock
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, without the lock, which belongs to this process."""
         return {**vars(self), "_lock": io.StringIO()}
-
-    @property
-    def id(self) -> str:
-        """The unique identifier of the run."""
-        return str(self._facts["id"])
 
     @classmethod
     def claim(cls, wanted: Path | None, root: Path) -> "RunFolder":
@@ -76,12 +71,10 @@ class RunFolder:
     def reopen(cls, path: Path, run_id: str) -> "RunFolder | None":
         """Return the folder of an interrupted run; None if it is gone, or another process has locked it."""
         facts = read_facts(path)
-        if facts is None or facts.get("id") != run_id:
-            return None
-        try:
-            return cls(path, facts, _locked(path))
-        except (BlockingIOError, PermissionError):
-            return None
+        with suppress(BlockingIOError, PermissionError):
+            if facts is not None and facts["id"] == run_id:
+                return cls(path, facts, _locked(path))
+        return None
 
     def go_on(self, step: int) -> "RunFolder":
         """Delete what the interrupted run wrote at a step and later, and return this folder.
@@ -161,13 +154,10 @@ def _candidates(first: Path) -> Iterator[Path]:
     first = first.absolute()
     yield first
     numbered = re.fullmatch(r"version_(\d+)", first.name)
+    inside = not numbered and Path.cwd().is_relative_to(first)
     for number in count(int(numbered[1]) + 1 if numbered else 1):
-        if numbered:
-            yield first.with_name(f"version_{number}")
-        elif Path.cwd().is_relative_to(first):
-            yield first / f"version_{number}"
-        else:
-            yield first.with_name(f"{first.name}-{number}")
+        name = f"version_{number}" if numbered or inside else f"{first.name}-{number}"
+        yield (first if inside else first.parent) / name
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -198,11 +188,9 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> list[Row]:
     """Read the numbers as text, so that they are written back unchanged."""
-    path = folder / NUMBERS
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
+    with suppress(FileNotFoundError), (folder / NUMBERS).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+    return []
 
 
 def _same(path: Path, arrays: Arrays) -> bool:

@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
@@ -30,12 +29,7 @@ def masked(value: Any, folder: Path, depth: int = 0) -> Any:
     """Convert settings to plain JSON values, without secrets or paths of this machine.
 
     Values under keys such as `password`, `hub_token` or `api_key` become `***`, as do user names and
-    passwords in URLs. Absolute paths become relative to the folder of the run; of a path on another drive,
-    only the last part is kept.
-
-    Example:
-        >>> masked({"lr": 0.1, "hub_token": "hf_x", "db": "sql://me:pw@host/a"}, Path("logs"))
-        {'lr': 0.1, 'hub_token': '***', 'db': 'sql://***@host/a'}
+    passwords in URLs. Absolute paths become relative to the folder of the run.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
@@ -83,7 +77,6 @@ def _said(found: re.Match[str]) -> str:
 
 
 def _relative(path: str, folder: Path) -> str:
-    with suppress(ValueError):  # on another drive
-        if Path(path).is_absolute():
-            return Path(os.path.relpath(path, folder)).as_posix()
-    return PureWindowsPath(path).name
+    if Path(path).is_absolute():
+        return Path(os.path.relpath(path, folder)).as_posix()
+    return PureWindowsPath(path).name  # of a path of another system

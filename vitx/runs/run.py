@@ -51,24 +51,10 @@ class Run:
         return {title_of(name): maps for name, maps in self.maps.items()}
 
     @property
-    def colormap(self) -> str:
-        """The color map of the overlays."""
-        return self.facts.get("colormap") or "inferno"
-
-    @property
-    def note(self) -> str:
-        """The note below the maps."""
-        return self.facts.get("note") or ""
-
-    @property
     def earlier(self) -> str:
         """The firings that are not shown, in words; "" if all are shown."""
         said = f"{self.before} steps" if self.before > 1 else "step"
         return f"the first {said}, of other images" if self.before else ""
-
-    def input(self, image: int) -> Picture:
-        """Return an image in its own size."""
-        return np.asarray(self.pixels[image])
 
     def tiles(self, firing: int, image: int) -> dict[str, Picture]:
         """Draw one image at a firing, an index of `steps`; return title -> picture, the input first."""
@@ -84,17 +70,18 @@ class Run:
         """Draw the grid of some images, as the training did."""
         captions = self.captions(firing)
         columns, marks = self._columns(firing, images)
-        said, note = [captions[image] for image in images], "; ".join(filter(None, (self.note, marks)))
-        return render.grid(columns, said, self.colormap, tile_width=tile_width, note=note)
+        said = [captions[image] for image in images]
+        note = "; ".join(filter(None, (self.facts["note"], marks)))
+        return render.grid(columns, said, self.facts["colormap"], tile_width=tile_width, note=note)
 
     def overview(self) -> Picture | None:
         """Draw an overview of the maps at the last firing by predicted class; return None for clips."""
         if self.frames > 1:
             return None
         method = telling(self.maps)
-        maps = torch.from_numpy(self.maps[method][-1])
+        pixels, maps = torch.from_numpy(self.pixels), torch.from_numpy(self.maps[method][-1])
         names = classes_of(self.captions(-1))
-        return overview_of(torch.from_numpy(self.pixels), maps, names, self.colormap, title_of(method))
+        return overview_of(pixels, maps, names, self.facts["colormap"], title_of(method))
 
     def heading(self, firing: int) -> str:
         """Return the step of a firing and the last validation accuracy, such as `step 437, accuracy 91%`."""
@@ -121,13 +108,13 @@ class Run:
         maps = {title: torch.from_numpy(of_all[firing, shown]) for title, of_all in self.titled.items()}
         if self.frames == 1:
             layers = {title: Layer(values, sinks=marks) for title, values in maps.items()}
-            return laid_out(pixels, layers, colormap=self.colormap)
+            return laid_out(pixels, layers, colormap=self.facts["colormap"])
         return {"input": pixels} | {title: self._overlaid(pixels, one) for title, one in maps.items()}, ""
 
     def _overlaid(self, pixels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
         """Lay maps over side-by-side frames, one frame at a time, so that no map extends into the next."""
         clips, apart = (one.unflatten(2, (self.frames, -1)).movedim(2, 1) for one in (pixels, maps))
-        drawn = Layer(apart).over(clips, self.colormap, signed=False)
+        drawn = Layer(apart).over(clips, self.facts["colormap"], signed=False)
         return Layer(maps).marked(drawn.movedim(1, 2).flatten(2, 3))
 
 
@@ -136,14 +123,15 @@ def rank(run: Run) -> dict[int, str]:
 
     Return image -> the reason for its rank, in words.
     """
-    found: list[tuple[tuple[bool, float, float], int, str]] = []
+    found = []
     for image, caption in enumerate(run.captions(-1)):
         moved, reason = _largest_move(run, image)
-        wrong, sure = caption.right is False, caption.probability
-        if wrong:
-            reason = f"wrong at the end{'' if sure is None else f', and {sure:.0%} sure'}; {reason}"
-        found.append(((not wrong, -(sure or 0) if wrong else 0, -moved), image, reason))
-    return {image: reason for _, image, reason in sorted(found)}
+        sure = -1.0  # unless it is wrong
+        if caption.right is False:
+            sure = caption.probability or 0.0
+            reason = f"wrong at the end{f', and {sure:.0%} sure' if sure else ''}; {reason}"
+        found.append((-sure, -moved, image, reason))
+    return {image: reason for *_, image, reason in sorted(found)}
 
 
 def _largest_move(run: Run, image: int) -> tuple[float, str]:

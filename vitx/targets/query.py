@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.models.outputs import described, main, part
-from vitx.targets.question import Answers, Asked, Question, for_each, numbers
+from vitx.models.prediction import check_range, whole_numbers
+from vitx.targets.question import Answers, Asked, Question, for_each
 
 
 class Query(Question):
@@ -18,23 +19,12 @@ class Query(Question):
     Args:
         index: the index of the query, or one index per image; see `best_queries`.
         cls: the class; by default the class with the highest logit, other than "no object".
-
-    Raises:
-        VitxError: `index` is neither an integer nor a list of integers. When it is put to a model: there is
-            no such query or class, or the output has no queries.
-
-    Example:
-        >>> query([3, 7]).index
-        tensor([3, 7])
     """
 
     rows = "index"
 
     def __init__(self, index: int | Sequence[int] | Tensor, cls: int | None = None) -> None:
-        form = "a query is an integer, or one for each image"
-        found = numbers(index, form)
-        if found.is_floating_point() or found.ndim > 1 or not found.numel():
-            raise VitxError(f"{form}, found {index!r}")
+        found = whole_numbers(index, "a query is an integer, or one for each image")
         self.index, self.cls = found.view(-1), cls
 
     def put(self, model: nn.Module, images: Tensor) -> Asked:
@@ -42,9 +32,10 @@ class Query(Question):
         index = for_each(self.index.to(images.device), len(images), "queries")
 
         def answers(output: Any) -> Answers:
-            rows, asked, classes = self._found(output, model, index)
-            both = rows, probabilities(rows, classes)
-            scores, sure = (one.gather(1, asked[:, None])[:, 0] for one in both)
+            rows = self._rows(output, index)
+            shares = probabilities(rows, model)
+            asked = self._classes(rows[:, : shares.shape[1]])
+            scores, sure = (one.gather(1, asked[:, None])[:, 0] for one in (rows, shares))
             names = declared_names(model)
             named = [names[cls] if names else f"class {cls}" for cls in asked.tolist()]
             queries = zip(index.tolist(), named, sure.tolist(), strict=True)
@@ -53,71 +44,41 @@ class Query(Question):
 
         return Asked(images, answers)
 
-    def _found(self, output: Any, model: nn.Module, index: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return the logits, (B, outputs), and class, (B,), of each image's query; and the class count."""
+    def _rows(self, output: Any, index: Tensor) -> Tensor:
+        """Return the logits of each image's query, (B, outputs)."""
         logits = main(output)
         if logits is None or logits.ndim != 3:
             raise VitxError(described(output))
-        queries, classes = logits.shape[1], real_classes(logits, model)
-        if not 0 <= int(index.min()) <= int(index.max()) < queries:
-            said = self.index.tolist()
-            raise VitxError(f"query {said} is out of range: the model has queries 0 to {queries - 1}")
-        if self.cls is not None and not 0 <= self.cls < classes:
-            raise VitxError(f"class {self.cls} is out of range: the model has classes 0 to {classes - 1}")
-        rows = logits[torch.arange(len(logits), device=logits.device), index]
-        best = rows.detach()[:, :classes].argmax(1)
-        return rows, best if self.cls is None else torch.full_like(best, self.cls), classes
+        check_range("query", index, "queries", logits.shape[1])
+        return logits[torch.arange(len(logits), device=logits.device), index]
+
+    def _classes(self, logits: Tensor) -> Tensor:
+        """Return the class to explain for each image, (B,)."""
+        best = logits.detach().argmax(1)
+        asked = best if self.cls is None else torch.full_like(best, self.cls)
+        check_range("class", asked, "classes", logits.shape[1])
+        return asked
 
 
 query = Query
 
 
-def best_queries(found: Any, count: int, *, no_object: bool | None = None) -> Tensor:
-    """Find the queries with the most confident objects.
-
-    Args:
-        found: an explanation of a detector, or its logits, (B, queries, classes).
-        count: the number of queries to return.
-        no_object: needed for logits that are not from an explanation. True if the last class is "no object",
-            as in DETR and YOLOS, and probabilities come from a softmax; False if they come from a sigmoid.
-
-    Returns:
-        (B, count) long, the most confident query first.
-
-    Raises:
-        VitxError: There are no queries, or fewer than `count`; or the meaning of the last class is unknown.
-
-    Example:
-        >>> logits = torch.tensor([[[0.0, 1.0, 3.0], [2.0, 0.0, 0.0], [0.0, 4.0, 0.0]]])
-        >>> best_queries(logits, 2, no_object=True)
-        tensor([[2, 1]])
-    """
+def best_queries(found: Any, count: int) -> Tensor:
+    """Return the queries with the surest objects in a detector's explanation, (B, count), surest first."""
     sure: Tensor | None = getattr(found, "objects", None)
     if sure is None:
-        if not isinstance(found, Tensor) or found.ndim != 3:
-            raise VitxError("there are no queries: give the explanation of a detector")
-        if no_object is None:
-            raise VitxError(
-                'it is unknown whether the last class of these logits is "no object": give the explanation, '
-                "or no_object=True or False"
-            )
-        sure = probabilities(found, found.shape[-1] - no_object).amax(-1)
+        raise VitxError("there are no queries: give the explanation of a detector")
     if not 1 <= count <= sure.shape[1]:
         raise VitxError(f"cannot choose {count} of {sure.shape[1]} queries: ask for 1 to {sure.shape[1]}")
     return sure.topk(count).indices
 
 
-def real_classes(logits: Tensor, model: nn.Module) -> int:
-    """Return the number of classes in the logits of queries, (B, Q, classes), without "no object"."""
-    width = int(logits.shape[-1])
-    return width - int(getattr(getattr(model, "config", None), "num_labels", None) == width - 1)
-
-
-def probabilities(logits: Tensor, classes: int) -> Tensor:
+def probabilities(logits: Tensor, model: nn.Module) -> Tensor:
     """Return class probabilities, (..., classes): by softmax if "no object" has a logit, else by sigmoid."""
     logits = logits.detach().float()
-    found = logits.softmax(-1) if classes < logits.shape[-1] else logits.sigmoid()
-    return found[..., :classes]
+    if getattr(getattr(model, "config", None), "num_labels", None) == logits.shape[-1] - 1:
+        return logits.softmax(-1)[..., :-1]
+    return logits.sigmoid()
 
 
 def objects_of(output: Any, model: nn.Module) -> Tensor | None:
@@ -125,7 +86,7 @@ def objects_of(output: Any, model: nn.Module) -> Tensor | None:
     logits = part(output, "logits")
     if logits is None or logits.ndim != 3 or part(output, "pred_boxes") is None:
         return None
-    return probabilities(logits, real_classes(logits, model)).amax(-1)
+    return probabilities(logits, model).amax(-1)
 
 
 def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None:

@@ -1,11 +1,9 @@
 """The protocol of `vitx.targets`: questions that a target can ask a model."""
 
 import copy
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from vitx.errors import VitxError
@@ -78,14 +76,6 @@ class Question:
     def runs_inside(self, model: nn.Module) -> bool:
         """Return whether the question calls a part of the model instead of the model itself."""
         return False
-
-
-def numbers(given: Any, form: str, kind: torch.dtype | None = None) -> Tensor:
-    """Return numbers as a tensor; raise a VitxError, which states their form, if they are none."""
-    try:
-        return torch.as_tensor(given, dtype=kind)
-    except (TypeError, ValueError, RuntimeError):
-        raise VitxError(f"{form}, found {reprlib.repr(given)}") from None
 
 
 def for_each(rows: Tensor, count: int, noun: str) -> Tensor:

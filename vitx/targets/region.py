@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from vitx.errors import VitxError
 from vitx.models.classes import declared_names
 from vitx.models.outputs import described, main, mask_queries, part
-from vitx.targets.question import Answers, Asked, Question, for_each, numbers
+from vitx.models.prediction import check_range, numbers
+from vitx.targets.question import Answers, Asked, Question, for_each
 
 _PREFIX = 8  # maximum number of tokens before the patches
 _DRAWN = 30  # the longer side of the picture, divided by half the side of the box drawn around a point
@@ -29,15 +30,6 @@ class Region(Question):
         box: (x0, y0, x1, y1), in pixels of the model's input, whatever the grid of the output.
         mask: (H, W) or (B, H, W), true inside.
         point: (x, y): the cell of the output that contains this pixel.
-
-    Raises:
-        VitxError: Not exactly one of box, mask and point is given, or it holds no numbers. When it is put to
-            a model: the region is outside the picture, the class is out of range, or the output has no
-            spatial dimensions.
-
-    Example:
-        >>> region(3, box=(0, 0, 16, 32)).box
-        (0.0, 0.0, 16.0, 32.0)
     """
 
     rows = "mask"
@@ -69,9 +61,7 @@ class Region(Question):
 
         def answers(output: Any) -> Answers:
             dense, grid = _dense(output, (height, width))
-            if not 0 <= self.cls < dense.shape[1]:
-                known = f"the model has classes 0 to {dense.shape[1] - 1}"
-                raise VitxError(f"class {self.cls} is out of range: {known}")
+            check_range("class", torch.tensor(self.cls), "classes", dense.shape[1])
             down, across = _shared(dense, 2, rows, height), _shared(dense, 3, columns, width)
             scores = (dense[:, self.cls] * (down @ mask.to(dense) @ across.T)).sum((1, 2))
             said = [f"{name}: {value:.3g}" for value in scores.tolist()]
@@ -167,14 +157,6 @@ class Token(Question):
         y: the row in the grid of the map, starting at 0 at the top; or one per image.
         x: the column, starting at 0 on the left; or one per image.
         pixel: (x, y), instead of y and x: a pixel of the patch, in the model's input.
-
-    Raises:
-        VitxError: Neither a patch nor a pixel is given, or both, or no numbers. When it is put to a model:
-            the patch is outside the map, or no layer has tokens that lie in the picture.
-
-    Example:
-        >>> token(3, 5).places
-        tensor([[3., 5.]])
     """
 
     rows = "places"

@@ -31,14 +31,6 @@ class Text(Question):
         maps: "all" for one map per picture and text, the texts of a picture in a row; "nearest" for one map
             per picture, for its nearest text; "own" if the first text belongs to the first picture, and so
             on; an integer for one map per picture, for the text at that index.
-
-    Raises:
-        VitxError: There is no text, or none at the index `maps`. When it is put to a model: it cannot
-            compare pictures with texts.
-
-    Example:
-        >>> len(text("a cat", "a dog").texts)
-        2
     """
 
     def __init__(self, *texts: Any, against: Any = None, tokenizer: Any = None, maps: Maps = "all") -> None:
@@ -58,9 +50,8 @@ class Text(Question):
     @property
     def names(self) -> list[str]:
         """The names of the texts."""
-        if self.maps == "own":  # numbers would say nothing
-            return [_said(one, "similarity") for one in self.texts]
-        return [_said(one, f"text {number}") for number, one in enumerate(self.texts, 1)]
+        own = self.maps == "own"  # numbers would say nothing
+        return [_said(one, "similarity" if own else f"text {n}") for n, one in enumerate(self.texts, 1)]
 
     @property
     def kind(self) -> Kind:
@@ -124,13 +115,6 @@ class Similar(Question):
             as the model takes it, (C, H, W) or (1, C, H, W), or one per image, (B, C, H, W); or features,
             (D,), (1, D) or (B, D).
         paired: whether the other picture gets a map, too.
-
-    Raises:
-        VitxError: When it is put to a model: the model cannot take the picture, or has no pooled features.
-
-    Example:
-        >>> similar_to(torch.rand(384)).other.shape
-        torch.Size([1, 384])
     """
 
     def __init__(self, other: Any, *, paired: bool = True) -> None:
@@ -171,10 +155,8 @@ class Similar(Question):
         if not isinstance(other, Tensor):
             raise VitxError(f"give a picture or its features, found {type(self.other).__name__}")
         if not self.features and other.shape[1:] != images.shape[1:]:
-            raise VitxError(
-                f"the other picture has shape {tuple(other.shape)}, and the images {tuple(images.shape)}: "
-                "prepare both alike"
-            )
+            shapes = f"{tuple(other.shape)}, and the images {tuple(images.shape)}"
+            raise VitxError(f"the other picture has shape {shapes}: prepare both alike")
         return other.to(images)
 
 
@@ -184,10 +166,8 @@ text, similar_to = Text, Similar
 def _unit(found: Tensor, others: Tensor) -> Tensor:
     """Scale the features of images, (B, D), to unit length; raise a VitxError if the others' size differs."""
     if found.shape[1] != others.shape[1]:
-        raise VitxError(
-            f"the features of the images have size {found.shape[1]}, and the others {others.shape[1]}: "
-            "they are from different models"
-        )
+        sizes = f"{found.shape[1]}, and the others {others.shape[1]}"
+        raise VitxError(f"the features of the images have size {sizes}: they are from different models")
     return normalize(found, dim=1)
 
 

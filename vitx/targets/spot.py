@@ -57,12 +57,7 @@ def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Sp
 
 
 def outlines(cells: Sequence[tuple[int, ...]], grid: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Return the boxes of cells of a grid over images of a size, (B, 4): x0, y0, x1, y1 in pixels.
-
-    Example:
-        >>> outlines([(0, 1)], (2, 2), (8, 16))
-        tensor([[ 8.,  0., 16.,  4.]])
-    """
+    """Return the boxes of cells of a grid over images of a size, (B, 4): x0, y0, x1, y1 in pixels."""
     corners = torch.tensor(cells).flip(1)
     step = (torch.tensor(size) / torch.tensor(grid)).flip(0)
     return torch.cat([corners, corners + 1], 1) * step.repeat(2)

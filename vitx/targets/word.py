@@ -13,7 +13,7 @@ from vitx.inputs.processors import quiet, saved_processor, scale_of, with_prompt
 from vitx.models.given import Inputs, parameters_of
 from vitx.models.isolation import untouched
 from vitx.models.outputs import main
-from vitx.models.prediction import forward, refusals
+from vitx.models.prediction import check_range, forward, refusals
 from vitx.targets.question import Answers, Asked, Prepared, Question
 
 _BEFORE = 16  # last tokens of a prompt, which decide how the word after it is tokenized
@@ -26,10 +26,7 @@ _NEEDS = (
 
 
 class Prompted(Question):
-    """A question about the words of a vision-language model, which may be a part of the given model.
-
-    It is replaced by its `parts`, which are put to the model.
-    """
+    """A question about the words of a vision-language model, which is put to the model in `parts`."""
 
     prompt: str | None
     processor: Any
@@ -60,9 +57,6 @@ class Word(Prompted):
         *words: words or token ids. Each has its own maps, one word after the other.
         prompt: the question to the model; None if it is in the `inputs` of `vitx.explain`.
         processor: from transformers, or a tokenizer with `inputs`; None for the one saved with the model.
-
-    Raises:
-        VitxError: There is no word. When it is put to a model: it does not know the word, or says none.
     """
 
     def __init__(self, *words: str | int, prompt: str | None = None, processor: Any = None) -> None:
@@ -110,9 +104,6 @@ class Answer(Prompted):
         prompt: as for `word`.
         processor: as for `word`.
         most_tokens: the maximum length of the answer, which is decoded without sampling.
-
-    Raises:
-        VitxError: When it is put to a model: the model says nothing.
     """
 
     def __init__(self, prompt: str | None = None, processor: Any = None, *, most_tokens: int = 20) -> None:
@@ -128,10 +119,8 @@ class Answer(Prompted):
         if len(ids) > 1:
             raise VitxError(f"an answer can be explained for one prompt at a time, found {len(ids)}")
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise VitxError(
-                f"{type(model).__name__} writes its answer apart from the prompt: ask for a word instead, "
-                "with decoder_input_ids in inputs="
-            )
+            said = f"{type(model).__name__} writes its answer apart from the prompt"
+            raise VitxError(f"{said}: ask for a word instead, with decoder_input_ids in inputs=")
         if (generate := getattr(_speaker(model), "generate", None)) is None:
             raise VitxError(f"{type(model).__name__} cannot answer a prompt: it has no generate()")
         inputs = _unlabeled(inputs)
@@ -171,9 +160,7 @@ class _Spot(Question):
             return logits[range(len(logits)), self.places]
 
         def answers(logits: Tensor) -> Answers:
-            outside = [token for token in self.tokens if not 0 <= token < logits.shape[1]]
-            if outside:
-                raise VitxError(f"token {outside[0]} is out of range: the model has {logits.shape[1]} tokens")
+            check_range("token", torch.tensor(self.tokens), "tokens", logits.shape[1])
             asked = range(len(logits)), self.tokens
             scores, shares = logits[asked], logits.softmax(1)[asked]
             found = zip(scores, shares, strict=True)

@@ -47,8 +47,7 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
         like: Any = {"device": one.weights.device, "dtype": one.weights.dtype, "requires_grad": True}
         rows += [torch.ones(one.weights.shape[0], size, **like) for size in one.weights.shape[2:]]
     with torch.enable_grad():
-        found = _moments(tape, attentions, rows, channels)
-    lattices = [_lattice(*of_one) for of_one in zip(*found, strict=True)]
+        lattices = [_lattice(*one) for one in zip(*_moments(tape, attentions, rows, channels), strict=True)]
     return list(zip(lattices[::2], lattices[1::2], strict=True))
 
 
@@ -101,7 +100,6 @@ def _moments(
 
 
 def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
-    """Find the grid of tokens from their mean positions."""
     mass, brought = mass.cpu(), own.cpu() > _MOST
     placed = mass > _MOST
     of = torch.where(brought, -brought.long().cumsum(1), NOWHERE)

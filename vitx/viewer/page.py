@@ -1,4 +1,4 @@
-"""The page: one self-contained file with pictures, maps and attention."""
+"""The page: one self-contained file with pictures, maps and attention, and how it encodes them."""
 
 import base64
 import html
@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vitx.files import write_or_say
 from vitx.pictures.render import OVERLAY_STRENGTH, SIGNED, palette
 from vitx.pictures.views import BOX, SINKS
-from vitx.viewer.packing import encoded
 
 _PALETTES = "inferno", "viridis", "cividis", "gray"
 _EDGE = {True: 448, False: 224}  # pixels, longer side: of a single picture, and of each of several frames
 _MOST_COLUMNS = 4  # of frames
 _GAP = 6  # pixels between frames
+_PRECISION = 1 / 600  # of log A: the ratio of two entries of A is then right within 1/255
+_SPARE = 8  # columns beyond the channels of a head: for row sums, and to find the others reliably
+_TOP = 2.0**15  # scale of the largest number: float16 also holds nine orders of magnitude below it
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,3 +84,63 @@ def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
     written = BytesIO()
     picture.save(written, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def packed(weights: Tensor, channels: int) -> dict[str, Any]:
+    """Pack A of all heads, (T, H, Q, K), with this many channels each, for `page.html.jinja` to unpack.
+
+    The scores of an attention are q k^T, so log A has a low rank: that of q, plus one for the row sums, plus
+    that of a bias. Two thin integer matrices hold it, however the model computes A. If they are not smaller,
+    as in windows, or not exact, as with masks, A itself is stored as float16.
+    """
+    flat = weights.flatten(0, 1).float().cpu()
+    return {"heads": weights.shape[1], **(_factors(flat, channels + _SPARE) or halves(flat))}
+
+
+def most_bytes(shape: Sequence[int], channels: int) -> int:
+    """Return the most bytes of base64 that A of this shape, (T, H, Q, K), can take."""
+    windows, heads, queries, keys = shape
+    entries = min(queries * keys, (queries + keys) * (channels + _SPARE))
+    return windows * heads * entries * 2 * 4 // 3
+
+
+def _factors(weights: Tensor, rank: int) -> dict[str, Any] | None:
+    """Return log A as a product of two thin matrices; None if that is not smaller, or not exact."""
+    _, queries, keys = weights.shape
+    if rank * (queries + keys) >= queries * keys or bool((weights <= 0).any()):
+        return None
+    logs = weights.log()
+    sides = _thin(logs, rank)
+    sizes = [side.abs().amax(1, keepdim=True).clamp(min=1e-30) / (2**15 - 1) for side in sides]
+    left, right = ((side / size).round() for side, size in zip(sides, sizes, strict=True))
+    units = sizes[0] * sizes[1]
+    if float((left * units @ right.mT - logs).abs().amax()) > _PRECISION:
+        return None
+    matrices = {"left": encoded(left.short()), "right": encoded(right.short())}
+    return {"columns": left.shape[2], "units": encoded(units[:, 0]), **matrices}
+
+
+def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return two thin matrices whose product approximates this one.
+
+    They are found by a random projection (Halko et al. 2011), if the rank is below the given one.
+    """
+    probes = torch.randn(len(logs), logs.shape[2], rank, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(logs @ probes).Q
+    left, sizes, right = torch.linalg.svd(basis.mT @ logs, full_matrices=False)
+    left, right = basis @ left * sizes.sqrt()[:, None], right.mT * sizes.sqrt()[:, None]
+    kept = (left.abs().amax(1) * right.abs().amax(1)).amax(0) > _PRECISION / 20
+    return left[..., kept], right[..., kept]
+
+
+def halves(numbers: Tensor) -> dict[str, Any]:
+    """Pack numbers as float16, with the unit in which they are stored."""
+    numbers = numbers.detach().float().cpu()
+    largest = float(numbers.abs().amax()) or 1.0
+    return {"unit": largest / _TOP, "whole": encoded((numbers * (_TOP / largest)).half())}
+
+
+def encoded(numbers: Tensor) -> str:
+    """Return the little-endian bytes of numbers in base64."""
+    array = numbers.detach().cpu().contiguous().numpy()
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vitx.attribution import find_method, title_of
 from vitx.errors import VitxError
 from vitx.explanation import Explanation
-from vitx.models.classes import declared_names, short
 from vitx.models.given import ALONE
 from vitx.models.isolation import untouched
 from vitx.models.outputs import declared_classes, main
@@ -25,8 +24,7 @@ from vitx.tape.tape import Tape
 from vitx.targets.question import Question
 from vitx.tracing import Trace
 from vitx.viewer.lattice import NOWHERE, Cells, cells
-from vitx.viewer.packing import encoded, halves, most_bytes, packed
-from vitx.viewer.page import Page, page, sheet
+from vitx.viewer.page import Page, encoded, halves, most_bytes, packed, page, sheet
 
 _METHODS = "evidence", "grad_rollout", "rollout"  # besides the explanation's own
 _CLASSES = 3  # explained for each image
@@ -56,12 +54,15 @@ def view(
     if isinstance(target, Question):
         with torch.no_grad(), untouched(model):
             run = target.put(model, found.images[:: 1 + found.paired]).forward
-    of_class = not isinstance(target, Question) and (not callable(target) or isinstance(target, Tensor))
+    of_class = not (isinstance(target, Question) or callable(target))
     seen = [_see(model, image, run, len(found.images)) for image in found.images.split(1)]
-    for (_, output), logits in zip(seen, found.logits, strict=True):
-        _check_same(output, logits)
+    if not all(_is_same(output, logits) for (_, output), logits in zip(seen, found.logits, strict=True)):
+        raise VitxError(
+            "the outputs of the model have changed since it was explained, as after further training: "
+            "explain again, and view the result before the model changes"
+        )
     declared = set(declared_classes(model))
-    names = names or [short(name) for name in declared_names(model) or ()] or None
+    names = names or found.class_names or None
     classes = _classes(found, declared) if of_class else None
     slots = _explained(model, found, options, classes, explain)
     captions = [str(said) for said in captions_said(found.logits, found.captions, names)]
@@ -84,15 +85,11 @@ def view(
     return page(name, images, [(by.method, title_of(by.method)) for by in slots[0]])
 
 
-def _check_same(output: Tensor | None, logits: Tensor) -> None:
-    """Raise a VitxError if the model no longer returns the logits that were explained."""
+def _is_same(output: Tensor | None, logits: Tensor) -> bool:
+    """Return whether an output is the logits that were explained, or cannot be compared with them."""
     if output is None or output.shape[1:] != logits.shape or not output.is_floating_point():
-        return
-    if not (output[0].to(logits) - logits).abs().max() <= _ALIKE * logits.abs().max():
-        raise VitxError(
-            "the outputs of the model have changed since it was explained, as after further training: "
-            "explain again, and view the result before the model changes"
-        )
+        return True
+    return bool((output[0].to(logits) - logits).abs().max() <= _ALIKE * logits.abs().max())
 
 
 def _classes(found: Explanation, declared: Set[int]) -> Tensor | None:

@@ -169,30 +169,26 @@ def _masks(
 
     The items that the model has `taken` are doubted.
     """
-    usual = _usual(per_image, (*MASKS, *BOXES))
-    if items.get("boxes") is not None:
-        path = _item(per_image, items, "boxes")
-        masks, said = objects(per_image[path], size)
+    told = items.get("boxes") is not None
+    named = [_item(per_image, items, "boxes")] if told else _usual(per_image, (*MASKS, *BOXES))
+    if not named and not (parts == 3 and "2" in per_image):  # (images, labels, boxes)
+        return None, (), False
+    given = per_image[path := named[0] if named else "2"]
+    try:
+        masks, said = objects(given, size)
+    except VitxError as error:
+        if told:
+            raise
+        return None, (f"{_place(path)} left out: {error}",) if named else (), False
+    corners, form = said != "masks", "masks of objects"
+    if corners:
+        form, sure = "x1, y1, x2, y2", _are_corners(given, size)
+    else:  # of the size of the images, with one value on the objects
+        sure = tuple(given.shape[-2:]) == size and len(given[given > 0].unique()) <= 1 and path not in taken
+    if told or sure:
         return masks, (f"{said}: {_place(path)}",), False
-    if usual or (parts == 3 and "2" in per_image):  # (images, labels, boxes)
-        path = usual[0] if usual else "2"
-        try:
-            masks, said = objects(per_image[path], size)
-        except VitxError as error:
-            return None, (f"{_place(path)} left out: {error}",) if usual else (), False
-        corners = said != "masks"
-        form = "x1, y1, x2, y2" if corners else "masks of objects"
-        sure = _are_corners(per_image[path], size) if corners else _are_masks(per_image[path], size)
-        if sure and (corners or path not in taken):
-            return masks, (f"{said}: {_place(path)}",), False
-        doubt = f"{_place(path)} left out, as it may not hold {form}: if it does, give boxes={_named(path)!r}"
-        return masks if corners else None, (doubt,), corners
-    return None, (), False
-
-
-def _are_masks(given: Tensor, size: tuple[int, int]) -> bool:
-    """Return whether masks have the size of the images and one value on the objects."""
-    return tuple(given.shape[-2:]) == size and len(given[given > 0].unique()) <= 1
+    doubt = f"{_place(path)} left out, as it may not hold {form}: if it does, give boxes={_named(path)!r}"
+    return masks if corners else None, (doubt,), corners
 
 
 def _are_corners(boxes: Tensor, size: tuple[int, int]) -> bool:

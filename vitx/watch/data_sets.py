@@ -38,9 +38,6 @@ def class_names(data: Any) -> tuple[str, ...] | None:
 
 def names_in(value: Any) -> tuple[str, ...] | None:
     """Return the class names in a list (also of synonyms), an array, or a mapping to or from indices."""
-    if callable(value) and not isinstance(value, type):
-        with suppress(Exception):  # a method that requires arguments
-            value = value()
     if isinstance(value, Mapping):
         value = _in_order(value)
     if hasattr(value, "tolist"):  # an array or a tensor

@@ -1,7 +1,6 @@
 """The interface of a watch to a training, its processes, and error handling that need not stop it."""
 
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -169,11 +168,15 @@ class Host:
         """Pass the numbers of a firing to other parts of the training, on every rank."""
 
     def warn(self, sentence: str) -> None:
-        """Issue a warning, on rank 0; through the logger if the project silences warnings."""
-        if _is_silenced(sentence):
-            _log.warning(sentence)
-        else:
+        """Issue a warning on rank 0, through the logger if the project silences warnings."""
+        if self.group.rank:
+            return
+        with warnings.catch_warnings(record=True) as heard:
             warnings.warn(sentence, stacklevel=2)
+        for one in heard:
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+        if not heard:
+            _log.warning(sentence)
 
     def inform(self, sentence: str) -> None:
         """Report a fact, on rank 0: through the logger if it is enabled and has a handler, else on stderr."""
@@ -181,15 +184,6 @@ class Host:
             _log.info(sentence)
         else:
             print(sentence, file=sys.stderr)
-
-
-def _is_silenced(sentence: str) -> bool:
-    """Return whether the filters of `warnings` ignore it; filters by module or line do not count."""
-    for action, message, category, module, line in warnings.filters:
-        about_us = issubclass(UserWarning, category) and not (module or line)
-        if about_us and (message is None or re.match(message, sentence)):
-            return action == "ignore"
-    return False
 
 
 class Attempts:
@@ -218,7 +212,7 @@ class Attempts:
             if self._raises:
                 raise
             known = (what, str(error) if isinstance(error, VitxError) else type(error).__name__)
-            if known not in self._said and host.group.rank == 0:
+            if known not in self._said:
                 when = "" if step is None else f" at step {step}"
                 host.warn(f"{host.name} {what}{when}: {in_words(error)}")
             self._said.add(known)

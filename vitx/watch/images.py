@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from vitx.errors import VitxError, last_line
 from vitx.inputs.prepared import preprocessing_of, to_tensor
@@ -21,7 +21,7 @@ from vitx.watch.data_sets import are, class_counts, class_names, evenly_spaced, 
 from vitx.watch.host import Host
 from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
-from vitx.watch.readers import is_live, keys_of, loaders_in, read_once, readers_in, replaced
+from vitx.watch.readers import is_live, keys_of, loaders_in, read_once, replaced
 from vitx.watch.settings import Settings
 
 _SCALES = 16  # normalizations of a data set, at most
@@ -62,8 +62,9 @@ class Source:
     """
 
     def __init__(self, loader: Any) -> None:
-        self._loader, self._readers = loader, readers_in(loaders_in(loader))
-        readers, sets = self._readers, {id(one.dataset): one.dataset for one in self._readers}
+        self._loader = loader
+        self._readers = readers = [one for one in loaders_in(loader) if isinstance(one, DataLoader)]
+        sets = {id(one.dataset): one.dataset for one in readers}
         self.data: Any = next(iter(sets.values())) if len(sets) == 1 else getattr(loader, "dataset", None)
         self.name = type(loader if self.data is None else self.data).__name__
         keys = keys_of(readers[0]) if len(readers) == 1 and readers[0].batch_sampler is not None else None

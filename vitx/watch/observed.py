@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from vitx.models.outputs import Kind
 from vitx.watch.nested import last, mapped, tensors_of
 from vitx.watch.recorded import Node, Value
-from vitx.watch.step import COUNTED, FILLED, PARTS, Comparison, StepRecorder, name_of
+from vitx.watch.step import COUNTED, FILLED, Comparison, StepRecorder, name_of
 
 AVERAGED = (AveragedModel, ModelEmaV2, ModelEmaV3)
 _SHAPED = ("expand", *FILLED)  # operators that make rows; their list arguments are shapes
@@ -124,8 +124,7 @@ def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     best = min(usable, key=partial(_place, recorder), default=None)
     if recorder.error or not (best or recorder.outputs):
         return None
-    whole = best and _whole(best, usable)
-    put_out = [whole or best.output] if best else recorder.outputs[0]
+    put_out = [best.output] if best else recorder.outputs[0]
     output = Replay(recorder.nodes, put_out[0], whole=len(put_out) > 1)
     images = tuple(p for p in recorder.leaves if p in recorder.images and p in output.leaves)
     draws = any(
@@ -136,8 +135,6 @@ def observed(recorder: StepRecorder, where: str) -> ObservedStep | None:
     known = where, recorder.module, images, len(recorder.leaves[images[0]]), output
     if best is None:
         return ObservedStep(*known)
-    if whole is not None:
-        return ObservedStep(*known, "features", note=f"{where} compares parts of the output one by one")
     truth = None if best.truth.path is None else Replay(recorder.nodes, best.truth)
     count = len({(one.output, one.truth.leaves) for one in usable if one.rank <= best.rank})
     chosen = "the first" if _place(recorder, best)[0] else "forward's"
@@ -161,22 +158,6 @@ def _place(recorder: StepRecorder, one: Comparison) -> tuple[bool, int, bool]:
     return not own, one.rank, one.kind == "numbers"
 
 
-def _whole(best: Comparison, usable: Sequence[Comparison]) -> Value | None:
-    """Return the output of which the step compares several parts, such as the best; None if there is none."""
-    found, whole = [_part(one) for one in usable if one.rank == best.rank], _part(best)[0]
-    return whole if whole and len({part for source, part in found if source is whole}) > 1 else None
-
-
-def _part(one: Comparison) -> tuple[Value | None, str]:
-    """Return the output that a comparison takes a part of, and which part; None if it takes all."""
-    node, shape = one.output.node, one.output.shape
-    if node is None or isinstance(node.called, (str, nn.Module)) or name_of(node.called) not in PARTS:
-        return None, ""
-    (source,) = node.needs
-    of_each_image = shape[:1] == source.shape[:1]
-    return (source.core or source) if of_each_image else None, f"{node.args[1:]} {one.output.path}"
-
-
 def _kind(best: Comparison) -> Kind:
     shape = best.output.shape
     if len(shape) not in (1, 2):
@@ -193,12 +174,5 @@ def _logits(best: Comparison) -> Callable[[Tensor], Tensor] | None:
     if best.output.ended_by:
         return None  # explanations start before a model's final softmax or sigmoid
     if best.name == "binary_cross_entropy" and not best.ends:
-        return _logit
+        return partial(torch.logit, eps=1e-6)
     return torch.log if best.ends[:1] == ("log",) else None
-
-
-def _logit(shares: Tensor) -> Tensor:
-    """Compute torch.logit of probabilities with calls that the tape can follow."""
-    least = torch.finfo(shares.dtype).eps
-    shares = shares.clamp(least, 1 - least)
-    return shares.log() - (1 - shares).log()

@@ -1,7 +1,7 @@
 """The observer of a training: at each firing, it explains, measures, draws and writes."""
 
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -198,11 +198,7 @@ class Observer(Settings):
         known = self.class_names or samples.class_names or host.class_names()
         names, doubts = self._explainer.fitting(host, samples, known)
         note = "; ".join(filter(None, (colors.note, about(self.target, names, firing.kind))))
-        return Display(pixels, colors, names, self.colormap, note, [*self.hints(samples), *doubts])
-
-    def hints(self, samples: Samples) -> Iterable[str]:
-        """Return hints if the images may differ from those that the training gives the model."""
-        return ()
+        return Display(pixels, colors, names, self.colormap, note, doubts)
 
     def _show_picture(self, host: Host, tag: str, picture: Picture, step: int) -> list[str]:
         """Show a picture in every logger that takes it, or else in a file, and return where it is."""

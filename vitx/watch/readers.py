@@ -6,7 +6,7 @@ import random
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from itertools import chain, islice
@@ -81,14 +81,9 @@ def loaders_in(value: Any, deep: int = 0) -> list[Any]:
             raise read_once(once[0], "holds")
     if deep < _DEEP:
         found += [loader for part in parts for loader in loaders_in(part, deep + 1)]
-    if isinstance(value, Iterator) and found and not readers_in(found):
+    if isinstance(value, Iterator) and found and not any(isinstance(one, DataLoader) for one in found):
         raise read_once(value)
     return list({id(one): one for one in found}.values())
-
-
-def readers_in(loaders: Iterable[Any]) -> list[DataLoader[Any]]:
-    """Return the DataLoaders among loaders."""
-    return [one for one in loaders if isinstance(one, DataLoader)]
 
 
 @contextmanager
@@ -99,7 +94,7 @@ def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
     other DataLoader, the new one reads all samples in a fixed order. All is restored after the block.
     """
     parts, thread = loaders_in(loader), threading.get_ident()
-    begin, readers = DataLoader.__iter__, readers_in(parts)
+    begin, readers = DataLoader.__iter__, [one for one in parts if isinstance(one, DataLoader)]
     # torchdata's loaders have an __iter__ of their own.
     own = {kind for one in readers for kind in type(one).__mro__ if kind.__module__.startswith("torchdata.")}
     begins = {kind: vars(kind)["__iter__"] for kind in {DataLoader, *own} if "__iter__" in vars(kind)}

@@ -1,6 +1,6 @@
 """What a recorded step consists of: calls, and the tensors that they pass on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,19 +24,18 @@ class Value:
     ended_by: str = ""  # the final softmax or sigmoid of the module
 
     @classmethod
-    def of(cls, tensor: Tensor, leaves: frozenset[str], **known: Any) -> "Value":
+    def of(cls, tensor: Tensor, leaves: frozenset[str] = frozenset(), **known: Any) -> "Value":
         """Return the value of a tensor that depends on these leaves."""
         return cls(leaves, tensor.shape, tensor.untyped_storage()._cdata, **known)
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A call in a step."""
+    """A call in a step, with a `Value` for each tensor that a replay recomputes."""
 
-    called: Any  # the name of a part of the explained module, a getter of a tensor that the module holds,
-    # another module, or an operator
-    args: Any  # with a `Value` for each tensor that a replay recomputes
-    kwargs: Any
+    called: Any  # the name of a part of the module, another module, an operator, or a getter of a held tensor
+    args: Any = ()
+    kwargs: Any = field(default_factory=dict)
     writes: frozenset[int] = frozenset()  # the storages that it writes into
 
     @property

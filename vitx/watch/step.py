@@ -50,7 +50,7 @@ _SAME = {
     "masked_select",
 }
 _TINY = 1e-3  # a summand that keeps a logarithm finite
-PARTS = ("select", "slice", "narrow", "split", "chunk", "unbind")  # the same values if they take all
+_PARTS = ("select", "slice", "narrow", "split", "chunk", "unbind")  # the same values if they take all
 # Operators that take no tensor, or, like new_zeros, only its dtype; the others take a number of entries.
 FILLED = ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
 COUNTED = ("arange", "randperm")
@@ -95,8 +95,8 @@ class StepRecorder(TorchDispatchMode):
         for name, part in self.module.named_modules():
             for own, held in (vars(part) | part._parameters | part._buffers).items():
                 if isinstance(held, Tensor) and held.layout == torch.strided:
-                    self.nodes.append(Node(attrgetter(f"{name}.{own}" if name else own), (), {}))
-                    self._values[held] = Value.of(held, frozenset(), node=self.nodes[-1], path="")
+                    self.nodes.append(Node(attrgetter(f"{name}.{own}" if name else own)))
+                    self._values[held] = Value.of(held, node=self.nodes[-1], path="")
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -147,15 +147,13 @@ class StepRecorder(TorchDispatchMode):
 
     def _add(self, func: Any, args: Any, taken: Any, given: Sequence[Value], out: Any) -> None:
         node = None if taken is None else Node(func, taken[0], taken[1], _written(func, args))
-        if node is not None:
-            self.nodes.append(node)
+        self.nodes += [] if node is None else [node]
         for place, (path, tensor) in enumerate(tensors_of(out)):
             # Each output of broadcast_tensors is one of its arguments.
             own = given[place : place + 1] if name_of(func) == "broadcast_tensors" else given
             inside = self._depth > 0 and any(one.leaves & self.images for one in own)
-            value = derived(name_of(func), args, own, inside, tensor)
-            if node is not None:
-                value.node, value.path = node, path
+            value = _derived(name_of(func), args, own, inside, tensor)
+            value.node, value.path = node, None if node is None else path
             self._values[tensor] = value
 
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -204,7 +202,7 @@ class StepRecorder(TorchDispatchMode):
         sides = [(self._values[tensor], tensor) for tensor in tensors if tensor in self._values]
         for (first, values), (second, truth) in ((sides[0], other) for other in sides[1:]):
             numbers = values.is_floating_point() and truth.is_floating_point()
-            for one, other, kind, rank in compared(name, first, second, numbers):
+            for one, other, kind, rank in _compared(name, first, second, numbers):
                 of_images = one.leaves & self.images and not other.leaves & (self.images | one.leaves)
                 if of_images and other.leaves and not other.of_model:
                     kind = "class" if kind != "class" and self._of_one_class(other, truth) else kind
@@ -228,12 +226,12 @@ def _written(func: Any, args: Any) -> frozenset[int]:
     return frozenset(tensor.untyped_storage()._cdata for _, tensor in tensors_of(written))
 
 
-def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: Tensor) -> Value:
+def _derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: Tensor) -> Value:
     """Return the value of an operator's output, given the values among its arguments."""
     if not given:
-        return Value.of(out, frozenset())
+        return Value.of(out)
     first, of_model = given[0], in_model or any(one.of_model for one in given)
-    whole = name in PARTS and out.numel() == first.shape.numel()
+    whole = name in _PARTS and out.numel() == first.shape.numel()
     tiny = name in ("add", "sub") and any(type(one) is float and abs(one) < _TINY for one in args[1:])
     same = name in _SAME or whole or tiny or (name == "index" and is_masked(args))
     is_new = name.startswith("new_") or name.endswith("_like")  # takes only the shape or dtype of a tensor
@@ -244,7 +242,7 @@ def derived(name: str, args: Any, given: Sequence[Value], in_model: bool, out: T
     return Value.of(out, leaves, core=first.core or first, ends=ends, of_model=of_model)
 
 
-def compared(
+def _compared(
     name: str, first: Value, second: Value, numbers: bool
 ) -> Iterator[tuple[Value, Value, Kind, int]]:
     """Yield a possible output, its possible ground truth, the kind of output, and the comparison's rank."""

@@ -1,7 +1,7 @@
 """The watch for custom training loops."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitx.errors import VitxError
-from vitx.inputs.preprocessing import normalization
 from vitx.models.prediction import check_model
-from vitx.pictures.colors import UNSCALED
 from vitx.watch.calling import is_compiled, unwrapped
 from vitx.watch.host import Host
-from vitx.watch.images import Samples
 from vitx.watch.loggers import loggers_of
 from vitx.watch.nested import tensors_of
 from vitx.watch.observer import Observer
 from vitx.watch.readers import BATCH
 
 _SUFFIX = ".vitx"  # of the TensorBoard files that a watch writes
-_FEWEST = 4  # dimensions of a batch of images
 _FACTOR = 2.0  # a larger ratio of standard deviations means another scale
 _WHEN = ("every_n_epochs", "at_start", "on_validate")  # a custom loop decides this itself
 _SELECT = ("images", "dataloader_idx")
-_GIVE = "batch_transform=lambda batch: ..., with what your loop does to a batch before it calls the model"
 
 
 class Watch(Observer):
@@ -115,18 +110,12 @@ class Watch(Observer):
             numbers = self.observe(self._host, step)
         finally:
             first.paused = False
-        given, first.images = first.images, None
-        if given is not None and (samples := self._samples) is not None and samples.source:
-            said = None if self.batch_transform else differs(given, samples.images)
-            if said is not None and self._host.group.rank == 0:
-                self._host.warn(f"{self._host.name}: {said}")
+        samples, given, first.images = self._samples, first.images, None
+        if given is None or samples is None or not samples.source or self.batch_transform:
+            return numbers
+        if said := differs(given, samples.images):
+            self._host.warn(f"{self._host.name}: {said}")
         return numbers
-
-    def hints(self, samples: Samples) -> Iterator[str]:
-        """Yield a hint if the images may differ from those that the loop gives the model."""
-        loaded = samples.source and self.batch_transform is None
-        if loaded and (said := not_normalized(self._host.model, samples.images)):
-            yield said
 
     def __enter__(self) -> "Watch":
         return self
@@ -191,17 +180,8 @@ class FirstCall:
         if self.paused:
             return
         self._hook.remove()
-        given = [tensor for _, tensor in tensors_of((args, kwargs)) if tensor.ndim >= _FEWEST]
+        given = [tensor for _, tensor in tensors_of((args, kwargs)) if tensor.ndim >= 4]
         self.images = given[0].detach().to("cpu", torch.float32, copy=True) if given else None
-
-
-def not_normalized(model: nn.Module, images: Tensor) -> str | None:
-    """Return a hint if the images lie in [0, 1] but the model declares another scale, else None."""
-    mean, std = normalization(model)
-    if (tuple(mean), tuple(std)) == UNSCALED or images.amin() < 0 or images.amax() > 1:
-        return None
-    declared = f"the model declares mean {', '.join(f'{value:.3g}' for value in mean)}"
-    return f"the images lie in [0, 1], and {declared}: if your loop normalizes them, give {_GIVE}"
 
 
 def differs(given: Tensor, held: Tensor) -> str | None:
@@ -215,7 +195,8 @@ def differs(given: Tensor, held: Tensor) -> str | None:
         if 1 / _FACTOR <= spread <= _FACTOR and moved <= 1:
             return None
         one, other = (f"from {images.amin():.3g} to {images.amax():.3g}" for images in (given, held))
-    return f"your loop gave the model images {one}, but the loader has images {other}: give {_GIVE}"
+    give = "batch_transform=lambda batch: ..., with what your loop does to a batch before it calls the model"
+    return f"your loop gave the model images {one}, but the loader has images {other}: give {give}"
 
 
 def _as_loaders(data: Any) -> Any:
