@@ -184,6 +184,11 @@ def test_a_question_asks_for_scores_or_for_patches(question, given, method):
         explain(models.built("deit"), IMAGES, method, target=question)
 
 
+def test_answers_of_another_kind_are_refused():
+    with pytest.raises(VitxError, match=r"must be vitx\.targets\.Answers, found Tensor"):
+        explain(models.built("deit"), IMAGES, target=Own(torch.zeros(2)))
+
+
 def test_a_loader_with_images_of_several_sizes_is_refused_at_the_first_other_one():
     sizes = iter([32, 32, 48])
     loader = DataLoader(range(9), 1, collate_fn=lambda _: torch.randn(1, 3, *[next(sizes)] * 2))

@@ -124,10 +124,10 @@ def _record(
         each = [layer_logits(*block) for block in blocks]
     if [end.output.shape] * len(recorder.tape.layers) != [one.shape for one in each]:
         shapes = sorted({tuple(one.shape) for one in each})
-        blocks = f"{len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions"
+        counted = f"{len(each)} blocks with scores of shape {shapes}, {len(recorder.tape.layers)} attentions"
         needs = "one attention in each block, and the model's own head at its end"
         output = f"an output of shape {tuple(end.output.shape)}"
-        raise VitxError(f"found {blocks} and {output}: legrad needs {needs}")
+        raise VitxError(f"found {counted} and {output}: legrad needs {needs}")
     return end, [score_of(recorder.get(own), end.total, own, dtype) for own in each]
 
 
@@ -148,7 +148,11 @@ def _run(
         return End(
             value, logits, logits, lambda found: scores(target, found, classes).sum(), objects, classes
         )
-    found, answers = main(output), asked.answers(output)
+    found = main(output)
+    answers: Any = asked.answers(output)  # of a question that anyone may write
+    if not isinstance(answers, Answers):
+        wrong = type(answers).__name__
+        raise VitxError(f"the answers of a question must be vitx.targets.Answers, found {wrong}")
     score = answers.scores
     if (score is None) == (asked.cells is None):
         wanted = "a score for each image, by Answers(scores), or a patch of each, by Asked(cells=...)"

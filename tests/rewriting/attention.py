@@ -188,6 +188,10 @@ def padded_keys(q, k, v, soft):
     return SDPA(q, k, v, attn_mask=(torch.arange(k.shape[2]) < k.shape[2] - 3).expand(q.shape[2], -1))
 
 
+def reversed_keys(q, k, v, soft):
+    return soft(scaled(q, k.flip(2)), -1) @ v.flip(2)
+
+
 def beside_each_other(q, k, v, soft):
     """Attend to the tokens of all images at once, with a mask that keeps them apart."""
     same = torch.block_diag(*[torch.ones(q.shape[2], q.shape[2])] * len(q)).bool()
@@ -267,7 +271,6 @@ ATTEND = {
     "sdpa, padded channels": lambda q, k, v, soft: SDPA(
         *(F.pad(part, (0, 3)) for part in (q, k, v)), scale=q.shape[-1] ** -0.5
     )[..., : v.shape[-1]],
-    "keys reversed": lambda q, k, v, soft: soft(scaled(q, k.flip(2)), -1) @ v.flip(2),
     "scores by distances": lambda q, k, v, soft: (
         soft((k.square().sum(-1)[..., None, :] - torch.cdist(q, k) ** 2) / 2 / q.shape[-1] ** 0.5, -1) @ v
     ),

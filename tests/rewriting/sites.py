@@ -9,6 +9,7 @@ from tests.rewriting.attention import (
     beside_each_other,
     keys_by_blocks,
     padded_keys,
+    reversed_keys,
     split_keys,
     split_values,
 )
@@ -23,6 +24,7 @@ FAR = {
     "attend": {
         "sdpa, padded keys": padded_keys,
         "sdpa, images beside each other": beside_each_other,
+        "keys reversed": reversed_keys,
         "block by block of keys": keys_by_blocks,
         "one softmax, keys in two parts": split_keys,
         "one softmax, channels in two parts": split_values,
