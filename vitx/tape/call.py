@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -290,23 +290,3 @@ def _replaced(values: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(values, (list, tuple)) and not isinstance(values, torch.Size):
         return [_replaced(value, change) for value in values]
     return change(values)
-
-
-OperatorRule = Callable[[Call], list[Value]]
-RULES: dict[str, OperatorRule] = {}
-R = TypeVar("R", bound=OperatorRule)
-
-
-def rule(*names: str) -> Callable[[R], R]:
-    """Register a rule, from a call to the values of its outputs, for the operators of these names."""
-
-    def register(function: R) -> R:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-def unknown(call: Call) -> list[Value]:
-    """Record an operator without a rule: an error only if relevance or a gradient reaches it."""
-    return call.make_all(call.values, None)

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitx.errors import VitxError
 from vitx.tape import kernels
-from vitx.tape.call import FLASH, Call, overload, tensors_in, unknown
+from vitx.tape.call import FLASH, Call, overload, tensors_in
+from vitx.tape.registry import unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import ORIGINS, Tensors

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch._decomp import decomposition_table
 
-from vitx.tape.call import RULES, Call, OperatorRule, unknown
+from vitx.tape.call import Call
+from vitx.tape.registry import RULES, OperatorRule, unknown
 from vitx.tape.rules import contractions, layers, rearranged  # noqa: F401, and the rules they use
 from vitx.tape.rules.elementwise import gated
 

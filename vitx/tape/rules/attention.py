@@ -12,8 +12,9 @@ from vitx.functional.tiles import Part
 from vitx.functional.weights import Weights
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
-from vitx.tape.call import RULES, Call, rule
+from vitx.tape.call import Call
 from vitx.tape.contraction import Contraction, Layout, Operand
+from vitx.tape.registry import RULES, rule
 from vitx.tape.values import Value
 from vitx.tape.walk import through, walk
 from vitx.tape.weights import alike, dot_product, stored

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Mixture, Scores
-from vitx.tape.call import Call, rule, unknown
+from vitx.tape.call import Call
 from vitx.tape.contraction import Contraction, across, of_matmul, of_sum, transposed
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
+from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended
 from vitx.tape.rules.elementwise import WEIGHING
 from vitx.tape.rules.sums import total

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import Call, Transpose, rule, tensors_in, unknown
+from vitx.tape.call import Call, Transpose, tensors_in
 from vitx.tape.expanded import core, fitted, scaled
+from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import normalized
 from vitx.tape.sums import as_number
 from vitx.tape.values import Value, reduced

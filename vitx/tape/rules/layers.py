@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from vitx.tape import axes as ax
 from vitx.tape.axes import dimensions
-from vitx.tape.call import Call, rule, unknown
+from vitx.tape.call import Call
 from vitx.tape.expanded import fitted, reshaped, shared, spread, summed
+from vitx.tape.registry import rule, unknown
 from vitx.tape.sums import stream_of
 from vitx.tape.values import Value
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vitx.tape import axes as ax
-from vitx.tape.call import Call, Transpose, rule, unknown
+from vitx.tape.call import Call, Transpose
 from vitx.tape.expanded import refilled, shared
+from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.elementwise import gated
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same

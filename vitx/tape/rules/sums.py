@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
-from vitx.tape.call import Call, rule
+from vitx.tape.call import Call
 from vitx.tape.expanded import core, fitted, scaled
+from vitx.tape.registry import rule
 from vitx.tape.sums import Sum, as_number, terms_of
 from vitx.tape.values import Value, reduced
 from vitx.tape.weights import alike

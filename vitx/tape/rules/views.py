@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.axes import Axes
-from vitx.tape.call import Call, Transpose, rule, unknown
+from vitx.tape.call import Call, Transpose
 from vitx.tape.contraction import COPIES, VIEWS, joins_unlike
 from vitx.tape.expanded import core, fitted, refilled, reshaped
+from vitx.tape.registry import rule, unknown
 from vitx.tape.values import Value, after, followed, marked
 
 IDENTITIES = (*VIEWS, *COPIES, "expand", "slice", "copy")  # if they leave the shape unchanged
