@@ -86,7 +86,7 @@ class Sum(Step):
 
     def shares(self) -> list[float]:
         """Return each term's share of the relevance, if a token keeps half of it through a residual."""
-        if not self.branches and self.sizes:
+        if not self.branches and any(self.sizes):
             return [abs(size) / sum(map(abs, self.sizes)) for size in self.sizes]
         if not self.branches:
             ahead = self._ahead()

@@ -183,7 +183,7 @@ def quotient(call: Call) -> list[Value]:
 def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     before, shape, mass = value.shape, call.out.shape, value.mass
     if isinstance(factor, (int, float)) and factor == 0:
-        return call.tape.constant(call.out.detach() if call.tape.accounts else None, shape)
+        return call.tape.constant(call.out.clone() if call.tape.accounts else None, shape)
     if isinstance(factor, Tensor) and not factor.is_floating_point():
         factor = factor.to(call.out.dtype)
     found = call.make(

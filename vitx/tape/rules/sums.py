@@ -1,5 +1,6 @@
 """Sums and differences, of several values or of a value and a constant."""
 
+import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from operator import or_
@@ -153,5 +154,5 @@ def _summed(
         found.kind = "scores" if "scores" in kinds else counted[0].kind
     if len({value.base for value in live}) == 1 and all(value.shape == shape for value in live):
         found.base, found.proportional = live[0].base, all(value.proportional for value in live)
-        found.times = sum(as_number(factor) * value.times for value, factor in summands)
+        found.times = sum(as_number(factor) * value.times for value, factor in summands) or math.nan
     return found
