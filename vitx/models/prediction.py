@@ -70,7 +70,8 @@ def read_logits(
     logits = _logits(output, len(images), made_last)
     if logits.ndim in (1, 2) and len(logits) != len(images) and not inputs.together:
         hint = _BATCHED if images.ndim == 3 else ": wrap it so that it returns one row for each"
-        raise VitxError(f"the model returned {tuple(logits.shape)} for images {tuple(images.shape)}{hint}")
+        given = f"{len(images)} images of shape {tuple(images.shape[1:])}"
+        raise VitxError(f"the model returned {tuple(logits.shape)} for {given}{hint}")
     return logits
 
 
