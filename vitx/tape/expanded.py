@@ -44,8 +44,6 @@ def shared(r: Tensor, whole: Tensor, none: float = 0) -> tuple[Tensor, Tensor]:
 
 def refilled(r: Tensor, real: Tensor, dims: Sequence[int]) -> Tensor:
     """Move relevance from constants to the `real` elements along some dimensions, if there are any."""
-    if not dims:
-        return r
     whole, left, count = (summed(one, dims, keepdim=True) for one in (r, r * real, real))
     moved = torch.where(left == 0, ratio(whole, count), r * ratio(whole, left)) * real
     return torch.where(count == 0, r, moved)

@@ -221,6 +221,16 @@ def stream_of(terms: Sequence[Value]) -> Value | None:
     return None
 
 
+def may_close(value: Value, shape: Sequence[int]) -> bool:
+    """Return whether a tensor of this shape may add up a stream and its branches, joined in a value.
+
+    Its size then changed in the dimension that counts them.
+    """
+    dims = channel_dims(value.along or (), some=True)
+    changed = len(shape) != len(value.shape) or any(shape[dim] != value.shape[dim] for dim in dims)
+    return bool(value.parts and changed and stream_of(value.parts))
+
+
 @dataclass(eq=False)
 class Layer:
     """The attentions that one residual closes.

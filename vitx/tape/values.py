@@ -97,11 +97,6 @@ class Value:
         parts, along = self.parts, self.along
         return parts is not None and along is not None and along[dim][:1] == (Factor(len(parts), True),)
 
-    def adds_parts(self, shape: Size) -> bool:
-        """Return whether a tensor of this shape may add up the parts: its size changed where they are."""
-        dims = [dim for dim, part in enumerate(self.along or ()) if any(factor.channels for factor in part)]
-        return len(shape) != len(self.shape) or any(shape[dim] != self.shape[dim] for dim in dims)
-
     def stacks(self, dim: int) -> bool:
         """Return whether a dimension counts the parts that were joined, and nothing else."""
         return self.counts(dim) and self.shape[dim] == len(self.parts or ())

@@ -16,7 +16,7 @@ from vitx.tape.axes import dimensions
 from vitx.tape.call import Call
 from vitx.tape.expanded import fitted, reshaped, shared, spread, summed
 from vitx.tape.registry import rule, unknown
-from vitx.tape.sums import stream_of
+from vitx.tape.sums import may_close
 from vitx.tape.values import Value
 
 CONVOLUTIONS = (
@@ -43,7 +43,7 @@ def convolved(call: Call) -> list[Value]:
     own = [tape.constant(bias.view(-1, *[1] * len(size)))] if tape.accounts and bias is not None else []
     blind = tape.constant(None)  # gets the relevance of windows without real pixels
     fixed = call.tensors.origin(call["weight"]) == "fixed"
-    if fixed and value.parts and stream_of(value.parts) and value.adds_parts(call.out.shape):
+    if fixed and may_close(value, call.out.shape):
         return unknown(call)  # it may be the sum of a residual
     tiles = mass is None and not transposed and tuple(stride) == size and set(dilation) == {1}
     tiles = tiles and tuple(n * k for n, k in zip(call.out.shape[2:], size, strict=True)) == shape[2:]

@@ -15,7 +15,7 @@ from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.elementwise import gated
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
-from vitx.tape.sums import stream_of
+from vitx.tape.sums import may_close
 from vitx.tape.values import AxesOf, Value, followed
 
 PADDED = ("reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact")
@@ -79,8 +79,8 @@ def added_up(call: Call) -> list[Value]:
     """Record a linear operator: relevance goes in proportion to what it adds up."""
     if call.name in ("scatter_reduce", "index_reduce") and call["reduce"] not in ("sum", "mean"):
         return picked(call)
-    value, parts = call.values[0], call.values[0].parts
-    if parts and (call.name == "cumsum" or (stream_of(parts) and value.adds_parts(call.out.shape))):
+    value = call.values[0]
+    if (call.name == "cumsum" and value.parts) or may_close(value, call.out.shape):
         return unknown(call)  # it may be the sum of a residual
     source = next((call[name] for name in ("source", "src", "values") if call[name] is not None), None)
     if source is not None and call.value(call["self"]) is not None and call.value(source) is not None:
@@ -116,9 +116,8 @@ def _linear(call: Call, *, moves: bool, fills: bool) -> Value:
             return [*transpose(arrived), None]
         r = arrived[0].contiguous()
         counts = inside(r, alike=moves)
-        if moves:
-            real = (transpose.linear(inside(r, alike=True)) != 0).to(r)
-            r = refilled(r, real, ax.channel_dims(found.axes))
+        if moves and (channels := ax.channel_dims(found.axes)):
+            r = refilled(r, (transpose.linear(counts) != 0).to(r), channels)
         whole = transpose.linear(counts)  # 0 where a window sees only padding
         share, unseen = shared(r, whole, _NONE)
         pairs = zip(transpose([share]), counts, strict=True)
