@@ -229,6 +229,115 @@ AROUND = {
 }
 
 
+def shifted(net, p):
+    wide = F.pad(p, (1, 1, 1, 1))
+    parts = [(i, j, wide[:, :, i : i + 4, j : j + 4]) for i in range(3) for j in range(3)]
+    return sum(net.around.weight[:, 0, i, j, None, None] * part for i, j, part in parts)
+
+
+def by_unfold(net, p):
+    windows = F.unfold(p, 3, padding=1).unflatten(1, (WIDTH, 9))
+    return (windows * net.around.weight.view(WIDTH, 9, 1)).sum(2).unflatten(2, (4, 4))
+
+
+def by_tensor_unfold(net, p):
+    windows = F.pad(p, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
+    return torch.einsum("bchwij,cij->bchw", windows, net.around.weight[:, 0])
+
+
+DEPTHWISE = {
+    "conv2d": lambda net, p: F.conv2d(p, net.around.weight, padding=1, groups=WIDTH),
+    "shifted copies": shifted,
+    "F.unfold": by_unfold,
+    "Tensor.unfold": by_tensor_unfold,
+}
+
+
+def adds_depthwise(convolve):
+    def block(net, layer, t):
+        t = torch.cat([t[:, :1], (picture(t) + convolve(net, picture(t))).flatten(2).mT], 1)
+        return t + net.branch(layer, t)
+
+    return block
+
+
+def side_by_side(a, v):
+    return a.transpose(1, 2).flatten(2) @ v.flatten(1, 2)
+
+
+PROJECTED_VALUES = {
+    "A v, projected": None,
+    "summed over heads": lambda a, v: (a @ v).sum(1),
+    "heads and keys contracted at once": lambda a, v: torch.einsum("bhij,bhjc->bic", a, v),
+    "heads side by side": side_by_side,
+    "a linear layer for each image": lambda a, v: torch.stack(
+        [F.linear(one, w.mT) for one, w in zip(a.transpose(1, 2).flatten(2), v.flatten(1, 2), strict=True)]
+    ),
+}
+
+
+def projects_values(mix):
+    """Return a block that projects the values of each head before A mixes them."""
+
+    def block(net, layer, t):
+        if mix is None:
+            return t + net.branch(layer, t)
+        q, k, v = net.projected(layer, t)
+        out = net.out[layer]
+        heads = out.weight.unflatten(1, (HEADS, -1)).permute(1, 2, 0)
+        return t + (mix(weights(q, k), v @ heads) + out.bias)
+
+    return block
+
+
+def gate_of(net, t):
+    return net.out[1](net.norm(t.mean(1, keepdim=True)))
+
+
+GATED = {
+    "times": lambda t, z: t * z.sigmoid(),
+    "the gate first": lambda t, z: z.sigmoid().expand_as(t) * t,
+    "einsum": lambda t, z: torch.einsum("bnc,bc->bnc", t, z.sigmoid()[:, 0]),
+    "channels first": lambda t, z: (t.mT * z.sigmoid().mT).mT,
+    "divided": lambda t, z: t / (1 + torch.exp(-z)),
+}
+
+
+def gates(gate):
+    """Return a block with the gate of squeeze-and-excitation, arXiv 1709.01507."""
+    return lambda net, layer, t: (t := t + net.branch(layer, t)) + net.mlp(gate(t, gate_of(net, t)))
+
+
+def over_its_sum(e):
+    return e / e.sum(-1, keepdim=True)
+
+
+BIASED = {
+    "added": lambda s, bias: (s + bias).softmax(-1),
+    "more channels of queries and keys": None,
+    "a factor of the exponentials": lambda s, bias: over_its_sum(s.exp() * bias.exp()),
+    "a factor of the weights": lambda s, bias: over_its_sum(s.softmax(-1) * bias.exp()),
+}
+
+
+def biased(attend):
+    """Return a block whose scores have a learned bias."""
+
+    def block(net, layer, t):
+        q, k, v = net.projected(layer, t)
+        bias = net.place[0] @ net.place[0].mT
+        if attend is None:
+            q, k = q / q.shape[-1] ** 0.5, k
+            q = torch.cat([q, bias.expand(*q.shape[:2], -1, -1)], -1)
+            k = torch.cat([k, torch.eye(TOKENS, dtype=t.dtype).expand(*k.shape[:2], -1, -1)], -1)
+            a = (q @ k.mT).softmax(-1)
+        else:
+            a = attend(q @ k.mT / q.shape[-1] ** 0.5, bias)
+        return t + net.out[layer]((a @ v).transpose(1, 2).flatten(2))
+
+    return block
+
+
 def looks_around(place):
     return lambda net, layer, t: (t := place(net, t)) + net.branch(layer, t)
 
@@ -242,6 +351,10 @@ TABLES = {
     "merged tokens": (MERGED, merges, HEADS),
     "a scaled branch": (SCALED, scales, HEADS),
     "a convolution of places": (AROUND, looks_around, HEADS),
+    "a depthwise convolution": (DEPTHWISE, adds_depthwise, HEADS),
+    "projected values": (PROJECTED_VALUES, projects_values, HEADS),
+    "a gate": (GATED, gates, HEADS),
+    "a bias of scores": (BIASED, biased, HEADS),
 }
 WAYS = [(name, way) for name, (table, _, _) in TABLES.items() for way in [*table][1:]]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitx.tape.sums import Sum, stream_of, terms_of
+from vitx.tape.sums import Sum
 from vitx.tape.tape import Tape
+from vitx.tape.terms import stream_of, terms_of
 from vitx.tape.values import Step, followed, marked, reduced
 from vitx.tape.walk import gradients, walk
 

@@ -58,17 +58,25 @@ class Attention(Step):
         return self.weights.shape[0] * self.layout.count("H") * self.weights.shape[2]
 
     def arrived(self, r: Tensor) -> Tensor:
-        """Bring relevance or a gradient of the output to (T, H, Q, d)."""
+        """Bring a gradient of the output to (T, H, Q, d)."""
         return self.layout.grouped(r, "THQD")
+
+    def rows(self, r: Tensor) -> Tensor:
+        """Return the relevance of each row of A, (T, Q), given that of the output."""
+        return summed(self._relevance(r), [1, 3])
 
     def shared(self, r: Tensor) -> Tensor:
         """Take relevance of the output to the values, through rows of A that are scaled to sum to 1."""
-        r = self.arrived(r)
-        if self.weights.shape[1] < r.shape[1]:  # its heads were fused
-            tokens = summed(r, [1, 3])
-            return self.to_values(self.weights.shared(tokens[:, None, :, None])[:, 0, :, 0])
+        if self.weights.shape[1] < self.layout.count("H"):  # its heads were fused
+            return self.to_values(self.weights.shared(self.rows(r)[:, None, :, None])[:, 0, :, 0])
+        r = self._relevance(r)
         found = self.weights.shared(r[..., :1] if r.stride(-1) == 0 else r)
         return self.layout.to_values(found.expand(*found.shape[:3], r.shape[3]))
+
+    def _relevance(self, r: Tensor) -> Tensor:
+        """Bring relevance to (T, H, Q, d); heads that are added up share it evenly."""
+        added = self.layout.added_heads
+        return self.arrived(r) if added == 1 else scaled(self.arrived(r), 1 / added)
 
     def to_values(self, found: Tensor) -> Tensor:
         """Distribute what the keys got, (T, K), evenly among their values, in the shape of the model."""

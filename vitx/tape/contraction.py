@@ -143,28 +143,42 @@ class Layout:
     values: Size  # the shape of the values in the model
     axes: ax.Axes  # of the aligned output
     over_channels: bool  # whether the keys are channels of the same tokens
+    added_heads: int  # how many heads the contraction adds up along with the keys; 1 if none
 
     @classmethod
     def of(
-        cls, contraction: Contraction, weights: Operand, values: Operand, of_weights: ax.Axes = ()
+        cls,
+        contraction: Contraction,
+        weights: Operand,
+        values: Operand,
+        of_weights: ax.Axes = (),
+        softmax_over: ax.Axes | None = None,
     ) -> "Layout":
         """Derive the role of each dimension from the axes of the values, and from those of the weights.
 
-        Several heads may share values: they lie among the queries then, as channels of their tokens.
+        Several heads may share values: they lie among the queries then, as channels of their tokens. Heads
+        that are added up lie among the keys, as channels over which no softmax was taken.
         """
         assert values.value is not None
         axes = ax.reshaped(values.value.axes, values.shape) or ()
         asked = ax.reshaped(of_weights, weights.shape) or ax.tokens(weights.shape)
+        over = ax.reshaped(softmax_over or (), weights.shape)
         sizes: list[int] = []
         groups: dict[str, list[int]] = {letter: [] for letter in "THQKD"}
         split: dict[str, list[int]] = {"THQK": [], "THKD": [], "THQD": []}
         keys = [factor.channels for dim in contraction.summed for factor in axes[dim]]
+        added = 1
         for dim, (a, v) in enumerate(zip(weights.shape, values.shape, strict=True)):
             shared = (a == 1) == (v == 1)
             letter = "K" if dim in contraction.summed else "" if shared else "Q" if v == 1 else "D"
-            for factor in axes[dim] if shared else asked[dim] if letter == "Q" else ax.dimension(v, False):
-                role = letter or ("H" if factor.channels else "T")
-                groups["H" if letter == "Q" and factor.channels else role].append(len(sizes))
+            part = axes[dim] if shared else asked[dim] if letter == "Q" else ax.dimension(v, False)
+            apart = letter != "D"
+            if letter == "K":  # all heads, or none of them, are added up
+                apart = not all(keys) and (over is None or _alternate(part, over[dim]))
+            for factor in part:
+                role = "H" if apart and factor.channels else letter or "T"
+                groups[role].append(len(sizes))
+                added *= factor.size if role == "H" and letter == "K" else 1
                 sizes.append(factor.size)
                 split["THQK"].append(1 if a == 1 else factor.size)
                 split["THKD"].append(1 if v == 1 else factor.size)
@@ -172,7 +186,7 @@ class Layout:
         pairs = zip(axes, weights.shape, values.shape, strict=True)
         aligned = (part if v > 1 else ax.dimension(a, False) for part, a, v in pairs)
         out = tuple(() if d in contraction.summed else part for d, part in enumerate(aligned))
-        return cls(sizes, groups, split, values.tensor.shape, out, bool(keys) and all(keys))
+        return cls(sizes, groups, split, values.tensor.shape, out, bool(keys) and all(keys), added)
 
     def count(self, letter: str) -> int:
         """Return how many images and windows, heads, queries, keys or channels there are."""
@@ -209,3 +223,9 @@ class Layout:
         """Return the places of the factors of some letters, and those of all others."""
         order = [place for letter in letters for place in self.groups[letter]]
         return order, [place for place in range(len(self.sizes)) if place not in order]
+
+
+def _alternate(keys: ax.Dimension, over: ax.Dimension) -> bool:
+    """Return whether the tokens among the factors of a dimension are those that a softmax was taken over."""
+    pairs = list(zip(keys, over, strict=False))
+    return len(keys) == len(over) and all(k.size == o.size and k.channels != o.channels for k, o in pairs)

@@ -93,7 +93,7 @@ def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
         for row, r in zip(given, (numbers, torch.ones_like(numbers)), strict=True):
             starts = {term: part for term, part in residual.into_branches(r) if part is not None}
             arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
-            row += 0 if arrived is None else summed(attention.arrived(arrived), [1, 3])
+            row += 0 if arrived is None else attention.rows(arrived)
     return (ratio(given[0], given[1]) * _EXACT).round().long()
 
 

@@ -79,7 +79,7 @@ class Recorder(TorchDispatchMode):
         try:
             with eager, self._functions, self:
                 yield
-            self.tape.drop_opened()
+            self.tape.settle()
         except NotImplementedError as error:
             if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
                 raise

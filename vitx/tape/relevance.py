@@ -16,7 +16,7 @@ from vitx.errors import VitxError
 from vitx.functional.rollout import through_layer
 from vitx.functional.weights import Fuse, Weights
 from vitx.tape.attention import Attention
-from vitx.tape.expanded import ratio, scaled, summed
+from vitx.tape.expanded import ratio, scaled
 from vitx.tape.heads import Heads, check_alone
 from vitx.tape.sums import Layer, Sum
 from vitx.tape.tape import Tape
@@ -123,7 +123,7 @@ class Propagation:
         layer = self._layer.get(step)
         if layer is None and step.residuals:
             return through(step, [r])
-        rows = summed(step.arrived(r), [1, 3])
+        rows = step.rows(r)
         if layer is None:
             values = self._rule.pooling(rows, step.weights)
             if values is None:
@@ -220,6 +220,6 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
         arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
         if arrived is None:
             return torch.zeros_like(r)
-        rows = summed(attention.arrived(arrived), [1, 3])
+        rows = attention.rows(arrived)
         (found,) = torch.autograd.grad((rows * shares).sum(), ones, materialize_grads=True)
     return scaled(r, found * (ones.numel() / r.numel()))

@@ -1,11 +1,11 @@
-"""Sums, with their terms found through nested sums, the residuals among them, and the layers of these."""
+"""Sums, the residuals among them, and the layers of these."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +13,8 @@ from torch import Tensor
 from vitx.tape.attention import Attention
 from vitx.tape.axes import channel_dims
 from vitx.tape.expanded import fitted, ratio, scaled
-from vitx.tape.values import Step, Value, Via, after
-
-_CANCELED = 1e-12
-
-
-class Term(NamedTuple):
-    """A term of a sum.
-
-    Attributes:
-        value: the value that is added up.
-        via: takes its relevance to its shape, if the sum has another one.
-        factor: its factor in the sum; NaN if that is not a single number.
-    """
-
-    value: Value
-    via: Via | None
-    factor: float
+from vitx.tape.terms import Term, stream_of
+from vitx.tape.values import Step, Value
 
 
 class Sum(Step):
@@ -89,10 +74,11 @@ class Sum(Step):
         if not self.branches and any(self.sizes):
             return [abs(size) / sum(map(abs, self.sizes)) for size in self.sizes]
         if not self.branches:
-            ahead = self._ahead()
+            ahead = [term for term in self._ahead() if term is not self.stream]
             opened = [term.open for term in ahead]
             sizes = _by_heads(ahead, frozenset().union(*opened)) if all(opened) else _fans(ahead)
-            return [sizes.get(term, 0) / sum(sizes.values()) for term in self.inputs]
+            whole = sum(sizes.values()) * (1 if self.stream is None else 2)
+            return [0.5 if t is self.stream else sizes.get(t, 0) / whole for t in self.inputs]
         parts = self.parts()
         return [0.5 if t is self.stream else parts.get(t, 0.0) / 2 for t in self.inputs]
 
@@ -129,12 +115,25 @@ class Sum(Step):
         heads = _by_heads(self.branches, self.closes)
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
+    def refuse(self) -> None:
+        """Remove the rules."""
+        self.relevance = self.gradient = self.stream = None
+        self.branches, self.closes = [], frozenset()
+
     def refuse_within(self, residuals: int) -> None:
-        """Remove the rule if a term without attention comes from later `residuals` than attended terms."""
-        last = max((one.last_residual for term in self.inputs for one in term.open), default=0)
+        """Remove the rule of a sum that is no residual if it is unknown what its terms count.
+
+        A term without attention may come from later `residuals` than attended terms, and one softmax may be
+        divided among the terms.
+        """
+        attentions = {one for term in self.inputs for one in term.open}
+        last = max((one.last_residual for one in attentions), default=0)
         others = [term for term in self.inputs if not term.open]
         later = residuals >> (last + 1) << (last + 1)
         if len(others) < len(self.inputs) and any((t.ancestors | 1 << t.number) & later for t in others):
+            self.relevance = None
+        sources = [one.inputs[1].reads for one in attentions]
+        if len({*sources}) < len(sources) and not all(one.weights.sums_to_1 for one in attentions):
             self.relevance = None
 
     def _ahead(self) -> list[Value]:
@@ -162,63 +161,6 @@ def _fans(terms: Sequence[Value]) -> dict[Value, float]:
     fans = [term.fan or (1, None) for term in terms]
     alike = len({of for _, of in fans}) == 1
     return {term: fan if alike else 1 for term, (fan, _) in zip(terms, fans, strict=True)}
-
-
-def terms_of(summands: Sequence[tuple[Value, float | Tensor]]) -> tuple[list[Term], set[Sum]]:
-    """Return the terms of a sum, and the sums that were replaced by theirs.
-
-    A sum is replaced unless another term was computed from it; a residual only if its stream is that of all
-    the terms: otherwise, it is a layer of its own.
-    """
-    terms = merged([Term(value, None, as_number(factor)) for value, factor in summands])
-    opened: set[Sum] = set()
-    while (number := next((n for n in range(len(terms)) if _opens(terms, n)), None)) is not None:
-        value, via, factor = terms[number]
-        inner, via, factor = value.sum, after(via, value.via), factor * value.times
-        parts = [Term(one.value, after(via, one.via), factor * one.factor) for one in inner.terms]
-        terms = merged([*terms[:number], *parts, *terms[number + 1 :]])
-        opened.add(inner)
-    return terms, opened
-
-
-def _opens(terms: Sequence[Term], number: int) -> bool:
-    """Return whether a term is a sum that is replaced by its own terms."""
-    (value, via, _), others = terms[number], [term.value for n, term in enumerate(terms) if n != number]
-    inner, stream = value.sum, value.sum and value.sum.stream
-    if inner is None or any(other.made_from(value) for other in others):
-        return False
-    if stream and not all(o.made_from(stream) or o.rearranges == stream.rearranges for o in others):
-        return False
-    return not ((via or value.via) and any(term.mass for term in inner.inputs))
-
-
-def merged(terms: Sequence[Term]) -> list[Term]:
-    """Return terms of which multiples of one value are one; those that add up to 0 are left out."""
-    groups: dict[Any, list[Term]] = {}
-    for term in terms:
-        value = term.value
-        multiple = value.proportional and value.mass is None and term.via is None
-        groups.setdefault((value.base, value.shape) if multiple else value, []).append(term)
-    found = []
-    for first, *more in groups.values():
-        whole = sum(term.factor * term.value.times for term in (first, *more))
-        if not abs(whole) <= _CANCELED:
-            found.append(first._replace(factor=whole / first.value.times))
-    return found or list(terms)
-
-
-def as_number(factor: float | Tensor) -> float:
-    """Return a factor; NaN if it is a tensor."""
-    return math.nan if isinstance(factor, Tensor) else factor
-
-
-def stream_of(terms: Sequence[Value]) -> Value | None:
-    """Return the term that all others were computed from; None if there is none."""
-    for term in terms:
-        others = [other for other in terms if other is not term]
-        if others and all(other.made_from(term) and other.rearranges & ~term.rearranges for other in others):
-            return term
-    return None
 
 
 def may_close(value: Value, shape: Sequence[int]) -> bool:

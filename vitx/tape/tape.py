@@ -2,8 +2,9 @@
 
 import linecache
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -90,13 +91,21 @@ class Tape:
         if made_of is None or (count in self.ends and self.ends[count][0] is made_of):
             self.ends[count] = found, self.keeper.keep(tensor)
 
-    def drop_opened(self) -> None:
-        """Drop opened sums from the residuals, unless another step reads them, too."""
+    def settle(self) -> None:
+        """Drop opened sums from the residuals, unless another step reads them, too.
+
+        A residual that closes an attention again, after another one that it was made from, is refused.
+        """
         read: set[Value] = set()
         for step in reversed(self.steps if self.opened else ()):
             if any(value in read or value.sum not in self.opened for value in step.outputs):
                 read.update(step.inputs)
         self.drop(one for one in self.opened if read.isdisjoint(one.outputs))
+        pairs = {pair for attention in self.attentions for pair in permutations(attention.residuals, 2)}
+        again = {later for later, before in pairs if later.outputs[0].made_from(before.outputs[0])}
+        self.drop(again)
+        for residual in again:
+            residual.refuse()
 
     def drop(self, sums: Iterable[Sum]) -> None:
         """Drop sums from the residuals."""
@@ -105,6 +114,14 @@ class Tape:
                 attention.residuals.discard(one)
             for value in one.outputs:
                 self.streams.pop(value, None)
+
+    def last_residuals(self) -> Iterator[Value]:
+        """Yield the outputs of the residuals so far, the last one first."""
+        left = self.residuals
+        while left:
+            number = left.bit_length() - 1
+            left ^= 1 << number
+            yield self.values[number]
 
     def clear(self) -> None:
         """Empty the tape: values and steps refer to each other, and keep the tensors of the pass alive."""

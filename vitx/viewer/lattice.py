@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vitx.tape.attention import Attention, Scores
-from vitx.tape.expanded import summed
 from vitx.tape.relevance import Placement, Propagation
 from vitx.tape.tape import Tape
 from vitx.tape.values import Step, Value
@@ -56,7 +55,7 @@ class _Placing(Propagation):
 
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):
-            return self.to_queries(step, summed(step.arrived(arrived[0]), [1, 3]))
+            return self.to_queries(step, step.rows(arrived[0]))
         return super()._send(step, arrived)
 
     def to_queries(self, attention: Attention, rows: Tensor) -> list[tuple[Value, Tensor]]:

@@ -1,8 +1,8 @@
 """Propagation rules: relevance and the gradient of the linearized network, back through each operator.
 
 A rule is looked up by the operator's name alone. `views` and `rearranged` move elements; `contractions`,
-`attention` and `layers` multiply and add up; `elementwise` and `sums` leave elements in place. Operators
-that torch tags as pointwise are functions of each element.
+`attention` and `layers` multiply and add up; `elementwise`, `products` and `sums` leave elements in place.
+Operators that torch tags as pointwise are functions of each element.
 """
 
 from collections.abc import Callable

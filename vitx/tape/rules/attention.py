@@ -27,7 +27,7 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
     """Record weights times values that are written out in the model."""
     assert weights.value is not None
     assert values.value is not None
-    layout = Layout.of(contraction, weights, values, weights.value.axes)
+    layout = Layout.of(contraction, weights, values, weights.value.axes, weights.value.softmax_over)
     matrix = layout.grouped(weights.tensor.detach(), "THQK")
     matrix = matrix if factor == 1 else matrix * factor
     laid = layout.grouped(values.tensor.detach(), "THKD")

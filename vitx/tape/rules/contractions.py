@@ -20,10 +20,10 @@ from vitx.tape.contraction import Contraction, across, of_matmul, of_sum, transp
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended
-from vitx.tape.rules.elementwise import WEIGHING
+from vitx.tape.rules.products import WEIGHING
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import divided
-from vitx.tape.sums import stream_of
+from vitx.tape.terms import stream_of
 from vitx.tape.values import Value, followed
 
 LINEAR_ATTENTION = "a product of three live values with no softmax between (linear attention)"
@@ -103,11 +103,12 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     assert matrix is not None
     matrix = matrix.detach()
     weight, matrices = matrix.reshape(constant.shape), call.name in MATRICES
-    without_weight = [call.tape.constant(None)] if fixed else []
+    evenly = not fixed and value.mass is None
+    without_weight = [] if evenly else [call.tape.constant(None)]
 
     def whole(like: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much each element counts, and how much all elements of an output count together."""
-        each = weight.to(like).abs()
+        each = weight.to(like).abs() if fixed else like.new_ones((1,) * len(shape))
         if value.mass is not None:
             each = each * value.mass().to(like).expand(size).reshape(shape)
         counted = [shape[dim] if dim in dims else n for dim, n in enumerate(each.shape)]
@@ -115,7 +116,7 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
 
     def relevance(arrived: list[Tensor]) -> list[Tensor]:
         r = reshaped(arrived[0], out)
-        if not fixed:
+        if evenly:
             return [reshaped(spread(r, shape, dims), size)]
         each, total = whole(r)
         share, rest = shared(r, total)

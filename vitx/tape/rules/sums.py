@@ -1,6 +1,5 @@
 """Sums and differences, of several values or of a value and a constant."""
 
-import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from operator import or_
@@ -9,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vitx.functional.tiles import is_zero
 from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import Call
 from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.registry import rule
-from vitx.tape.sums import Sum, as_number, terms_of
+from vitx.tape.sums import Sum
+from vitx.tape.terms import added_anew, as_number, terms_of
 from vitx.tape.values import Value, reduced
 from vitx.tape.weights import alike
 
 Summand = tuple[Any, float | Tensor]  # a value, tensor or number, and its factor
+Weighted = tuple[Value, float | Tensor]
 
 
 @rule("add", "sub", "rsub")
@@ -52,25 +54,41 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
             dtype = torch.promote_types(out.dtype, torch.float32)
             constant = torch.as_tensor(one, dtype=dtype, device=out.device) * factor  # a copy, not a view
             own.append((call.tape.constant(constant.to(dtype)), 1))
-    ways = [(value.shape, factor) for value, factor in live + own]
-
-    def gradient(arrived: list[Tensor]) -> list[Tensor]:
-        return [fitted(scaled(arrived[0], factor), shape) for shape, factor in ways]
-
-    options = {"gradient": gradient, "sources": [value for value, _ in live + own], "exact": exact}
-    values = [value for value, _ in live]
+    sources, values = live + own, [value for value, _ in live]
     counted = [value for value in values if not value.is_constant and value.kind != "size"]
     tensors = [(one, factor) for one, factor in summands if isinstance(one, Tensor) and call.value(one)]
     if len(counted) == len(values) == len(tensors) == 2:
         mean = _mean_among(tensors, values)
         counted = counted if mean is None else [values[1 - mean]]
     if len(live) == 1 or len(counted) == 1:
-        found = _shifted(call, (counted or values)[0], options, alone=len(live) == 1)
+        found = _shifted(call, (counted or values)[0], _linear(sources, exact), alone=len(live) == 1)
+        constants = [one for one, _ in summands if call.value(one) is None]
+        if len(live) == 1 and found.shape == values[0].shape and all(map(_is_zero, constants)):
+            found.base, found.proportional = values[0].base, values[0].proportional
+            found.times, found.mass = values[0].times * as_number(live[0][1]), values[0].mass
     else:
-        found = _summed(call, [one for one in live if one[0] in (counted or values)], values, options)
+        summands = [one for one in live if one[0] in (counted or values)]
+        found = _summed(call, summands, values, sources, exact=exact)
     if len(live) == 2 and live[1][0].kind == "size" and found.kind == "scores":  # less their maximum
         found.dim = reduced(found.shape, live[1][0].shape)
     return found
+
+
+def _is_zero(constant: Any) -> bool:
+    """Return whether a summand is 0; a weight is not asked."""
+    if isinstance(constant, Tensor):
+        return not constant.requires_grad and is_zero(constant)
+    return isinstance(constant, (int, float)) and constant == 0
+
+
+def _linear(sources: Sequence[Weighted], exact: bool) -> dict[str, Any]:
+    """Return the gradient of a weighted sum as options of its step."""
+    ways = [(value.shape, factor) for value, factor in sources]
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        return [fitted(scaled(arrived[0], factor), shape) for shape, factor in ways]
+
+    return {"gradient": gradient, "sources": [value for value, _ in sources], "exact": exact}
 
 
 def _mean_among(terms: Sequence[tuple[Tensor, float | Tensor]], values: Sequence[Value]) -> int | None:
@@ -117,17 +135,27 @@ def _shifted(call: Call, value: Value, options: dict[str, Any], *, alone: bool) 
 
 def _summed(
     call: Call,
-    summands: Sequence[tuple[Value, float | Tensor]],
+    summands: Sequence[Weighted],
     live: Sequence[Value],
-    options: dict[str, Any],
+    sources: Sequence[Weighted],
+    *,
+    exact: bool,
 ) -> Value:
     """Record a sum of several values, among which sizes have no share."""
     tape, shape, counted = call.tape, call.out.shape, [value for value, _ in summands]
     terms, opened = terms_of(summands)
+    if not terms:
+        return tape.constant(call.out.clone() if tape.accounts else None, shape)
+    anew = added_anew(terms, tape.last_residuals())
+    replaced: set[Sum] = set()
+    if anew is not None and all(term.value.shape == shape for term in anew[0]):
+        terms, replaced = anew
+        others = [one for one in sources if one[0] not in counted]
+        sources = [*((value, factor) for value, _, factor in terms), *others]
     inputs, kind = [term.value for term in terms], partial(Sum, terms=terms)
     alike = all(shape == value.shape for value in inputs)
     axes = (lambda of: reduce(ax.merged, of)) if alike else None
-    found = call.make(inputs, None, axes=axes, kind=kind, **options)
+    found = call.make(inputs, None, axes=axes, kind=kind, **_linear(sources, exact))
     step = found.made_by
     assert isinstance(step, Sum)
     found.sum = step
@@ -137,6 +165,7 @@ def _summed(
     else:
         found.open = step.stream.open
         tape.drop(opened)
+        tape.opened |= replaced
         for attention in step.closes:
             attention.residuals.add(step)
         tape.residuals |= 1 << found.number
@@ -154,5 +183,5 @@ def _summed(
         found.kind = "scores" if "scores" in kinds else counted[0].kind
     if len({value.base for value in live}) == 1 and all(value.shape == shape for value in live):
         found.base, found.proportional = live[0].base, all(value.proportional for value in live)
-        found.times = sum(as_number(factor) * value.times for value, factor in summands) or math.nan
+        found.times = sum(as_number(factor) * value.times for value, factor in summands)
     return found

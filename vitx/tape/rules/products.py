@@ -1,0 +1,204 @@
+"""Elementwise products and quotients, of two values or of a value and a constant."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitx.tape import axes as ax
+from vitx.tape.call import Call
+from vitx.tape.expanded import core, fitted, scaled
+from vitx.tape.registry import rule
+from vitx.tape.rules.attention import normalized
+from vitx.tape.rules.elementwise import gated, of_scores
+from vitx.tape.terms import as_number
+from vitx.tape.values import Value, reduced
+from vitx.tape.weights import alike
+
+WEIGHING = ("weights", "exp")
+
+
+@rule("neg")
+def negated(call: Call) -> list[Value]:
+    """Record a change of sign."""
+    return [_times_constant(call, call.values[0], -1)]
+
+
+@rule("mul")
+def multiplied(call: Call) -> list[Value]:
+    """Record a product, and keep its factors in case it is summed later."""
+    first, second = call["self"], call["other"]
+    one, other = call.value(first), call.value(second)
+    if one is not None and other is not None:
+        for value, factor in ((one, second), (other, first)):
+            if (softmax := normalized(call, value, partial(torch.reciprocal, factor))) is not None:
+                return [softmax]
+        if (regrouped := _regrouped(call, (first, one), (second, other))) is not None:
+            return multiplied(regrouped)
+        found = _product(call, first, second)
+        if first.numel() and second.numel():
+            call.factors = [(first, one), (second, other)]
+        return [found]
+    tensor, factor = (second, first) if one is None else (first, second)
+    (value,) = call.values
+    found = _times_constant(call, value, factor)
+    if isinstance(factor, Tensor) and factor.numel() > 1:
+        call.factors = [(tensor, value), (factor, None)]
+    elif isinstance(factor, Tensor) or value.kind is None:
+        call.factors = call.factors_of(tensor) if found.shape == value.shape and factor == 1 else None
+    return [found]
+
+
+def _regrouped(call: Call, *pair: tuple[Tensor, Value]) -> Call | None:
+    """Return (b a) f(a) as the product of b and the activation a f(a); None for any other product."""
+    for (product, value), (factor, function) in (pair, pair[::-1]):
+        factors = [] if value.base == function.base else [*(call.factors_of(product) or ())]
+        for (alone, of_alone), (rest, of_rest) in zip(factors, factors[::-1], strict=True):
+            if of_alone is not None and of_alone.base == function.base:
+                made, inner = alone.detach() * factor.detach(), [(alone, of_alone), (factor, function)]
+                activation = multiplied(replace(call, args=[alone, factor], live=inner, outs=[made]))[0]
+                live = [(made, activation)] + ([] if of_rest is None else [(rest, of_rest)])
+                return replace(call, args=[rest, made], live=live)
+    return None
+
+
+@rule("div")
+def quotient(call: Call) -> list[Value]:
+    """Record a quotient: the divisor is a scale; exponentials over their sum are a softmax."""
+    first, second = call["self"], call["other"]
+    above, below = call.value(first), call.value(second)
+    if call["rounding_mode"] is not None or above is None:
+        return gated(call, size=call["rounding_mode"] is None)
+    if below is None:
+        return [_times_constant(call, above, 1 / second)]
+    return [normalized(call, above, lambda: second) or _product(call, first, second, quotient=True)]
+
+
+def _times_constant(call: Call, value: Value, factor: Any) -> Value:
+    before, shape, mass = value.shape, call.out.shape, value.mass
+    if isinstance(factor, (int, float)) and factor == 0:
+        return call.tape.constant(call.out.clone() if call.tape.accounts else None, shape)
+    if isinstance(factor, Tensor) and not factor.is_floating_point():
+        factor = factor.to(call.out.dtype)
+    found = call.make(
+        [value],
+        lambda r: [fitted(r[0], before)],
+        lambda g: [fitted(g[0] * factor, before)],
+        axes=lambda of: ax.broadcast(of[0], shape),
+    )
+    if before == shape:
+        found.rearranges, found.base, found.proportional = value.rearranges, value.base, value.proportional
+        found.times, found.reads, found.adds = value.times * as_number(factor), value.reads, value.adds
+        found.sum, found.via, found.fan, found.mass = value.sum, value.via, value.fan, mass
+        found.tokens = value.tokens
+    found.kind = value.kind
+    if not isinstance(factor, Tensor):
+        found.softmax_over = value.softmax_over
+    elif factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
+        kept = call.tape.keeper.keep(factor)
+        found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
+    return found
+
+
+def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
+    """Return the dimensions of a shape along which a factor that broadcasts to it varies."""
+    return [dim + len(shape) - factor.ndim for dim, size in enumerate(factor.shape) if size > 1]
+
+
+def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
+    """Record a product or quotient of two live values that is not summed.
+
+    A factor that weights the other, scales rows of weights or is a size is held constant, without relevance.
+    One computed from the other is held, too, and shares the relevance unless it is elementwise. Otherwise,
+    each counts half.
+    """
+    one, other = call.value(first), call.value(second)
+    assert one is not None
+    assert other is not None
+    if one.kind == other.kind == "exp" and one.base != other.base:
+        return call.make(call.values, None)  # the exponential of a sum
+    pairs = [(one, other, core(second).shape), (other, one, core(first).shape)][: 1 if quotient else 2]
+    rows = next((n for n, pair in enumerate(pairs) if _scales(*pair)), None)
+    if quotient and rows is None and one.kind == "exp" and _is_sum(first, second):
+        rows = 0
+    held = 1 if quotient else _held(call, one, other) if rows is None else 1 - rows
+    moving = [(one, second), (other, first)]
+    if held is not None:
+        moving = [moving[1 - held]]
+    value = moving[0][0]
+    bases = {one.base, *(value.base for _, value in call.factors_of(first) or () if value)}
+    gate = quotient and other.kind == "exp" and other.base not in bases and not of_scores(call, other)
+    if gate and not other.made_from(one):
+        return call.make(call.values, None)  # such as b / (1 + exp(-a)), whose gate has a gradient
+    all_its_own = (
+        held is not None
+        and not gate
+        and (quotient or one.base == other.base or any(v.kind in (*WEIGHING, "size") for v in (one, other)))
+    )
+    inputs = [value] if all_its_own else [one, other]
+    shapes, sources, shape = [v.shape for v in inputs], [v for v, _ in moving], call.out.shape
+    keep = call.tape.keeper.keep
+    gates = [keep(1 / factor if quotient else factor) for _, factor in moving] if call.linearized else []
+
+    def gradient(arrived: list[Tensor]) -> list[Tensor]:
+        g = arrived[0] / len(gates)
+        return [fitted(g * gate.tensor, v.shape) for gate, v in zip(gates, sources, strict=True)]
+
+    found = call.make(
+        inputs,
+        lambda r: [fitted(scaled(r[0], 1 / len(shapes)), s) for s in shapes],
+        gradient,
+        sources=sources,
+        axes=(lambda of: ax.broadcast(of[0], shape)) if all_its_own else None,
+    )
+    found.tokens = call.tape.combined(found, [one, other])
+    if one.base == other.base and one.shape == other.shape:
+        found.base, found.proportional = one.base, False
+    if rows is not None:
+        found.kind, found.softmax_over = "weights", value.softmax_over
+        if value.softmax_over is None:
+            found.dim = reduced(shape, pairs[rows][2])
+    elif held is not None and value.kind in ("size", "scores", "weights"):
+        found.kind = value.kind
+    return found
+
+
+def _scales(weights: Value, by: Value, shape: Sequence[int]) -> bool:
+    """Return whether a factor scales rows of weights as a whole, as a gate or a sum of exponentials does.
+
+    Its `shape` has size 1 in the dimensions along which it is equal.
+    """
+    sizes = (1,) * (len(weights.shape) - len(shape)) + tuple(shape)
+    if weights.kind not in WEIGHING or len(sizes) > len(weights.shape):
+        return False
+    pairs = [*zip(sizes, weights.shape, strict=True)]
+    same = [dim for dim, (size, of_weights) in enumerate(pairs) if size == 1 < of_weights]
+    fits = all(size in (1, of_weights) for size, of_weights in pairs)
+    return fits and (bool(same) if by.kind == "size" else weights.dim in same)
+
+
+def _is_sum(exponentials: Tensor, divisor: Tensor) -> bool:
+    """Return whether a divisor is the sum of exponentials over the dimensions in which it is alike."""
+    sizes = (1,) * (exponentials.ndim - divisor.ndim) + tuple(core(divisor).shape)
+    dims = [d for d, (own, size) in enumerate(zip(exponentials.shape, sizes, strict=True)) if size == 1 < own]
+    return bool(dims) and bool(alike(exponentials.detach().sum(dims, keepdim=True) / divisor.detach(), 1))
+
+
+def _held(call: Call, one: Value, other: Value) -> int | None:
+    """Return which of two factors is held constant, 0 or 1; None if each counts half."""
+    for kinds in (WEIGHING, ("size",)):
+        if (one.kind in kinds) != (other.kind in kinds):
+            return 0 if one.kind in kinds else 1
+    for n, (made, of) in enumerate(((one, other), (other, one))):
+        whole = call.tape.values[of.rearranges.bit_length() - 1]
+        permuted = of.shape.numel() == whole.shape.numel() and made.made_from(whole)
+        if permuted or made.ancestors >> of.number & 1:
+            return n
+    if one.base == other.base:
+        return 0 if other.proportional and not one.proportional else 1
+    if other.ancestors >> one.base & 1:
+        return 1
+    return 0 if one.ancestors >> other.base & 1 else None
