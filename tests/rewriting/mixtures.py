@@ -112,7 +112,7 @@ APART = {
     *(("pending", "merge"), ("pending", "mlp"), ("softmax", "attend")),
 }
 DEPENDING = {  # the kinds whose spellings depend on what the function is
-    "forms": ("sum", "merge", "attention"),
+    "forms": ("sum", "merge", "attend", "attention"),
     "activation": ("activation",),
     "read": ("read", "order"),
 }
@@ -146,7 +146,7 @@ def together(*cases):
 def packs():
     """Put the cases of `alone` into few lists, each of which can be one network."""
     made = []
-    for case in alone():
+    for case in sorted(alone(), key=lambda case: case[1] not in DEPENDING["forms"]):
         pack = next((pack for pack in made if fits(case, pack)), None)
         if pack is None:
             made.append(pack := [])
