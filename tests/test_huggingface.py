@@ -135,7 +135,7 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_the_training_is_the_same(setting, tmp_path):
     outcomes = []
-    for every in ({}, {"every_n_steps": 1}):
+    for every in ({}, {"every_n_steps": 1, "num_images": (2, 8)}):
         outcome = Outcome()
         made = (watched if every else trainer)(
             tmp_path, **({"callback": every} if every else {}), callbacks=[outcome], **setting
