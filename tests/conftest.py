@@ -10,11 +10,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # set before its client is imported
 
 import pytest
 import torch
+from torch.utils.data import _utils
 
 from tests.browsers import CHROMIUM, OFFLINE, WITHOUT, playwright
 from tests.class_folders import write_classes
 from vitx.attribution import find_method, register
 from vitx.attribution.registry import _METHODS
+
+# Seconds that a loader waits for its processes before it ends them; 5 by default. They do not end by
+# themselves if garbage collection takes the loader's queues before the loader, as it may in a cycle.
+_utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
 
 def pytest_xdist_auto_num_workers(config):

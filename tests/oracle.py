@@ -146,10 +146,8 @@ def fuse(heads, fusion):
 def drop_smallest(matrix, ratio):
     """Set the floor(ratio N N) smallest entries to 0, the first of equal ones first; keep entry (0, 0)."""
     flat = matrix.flatten().clone()
-    order = torch.sort(flat, stable=True).indices.tolist()
-    for index in order[: math.floor(ratio * len(flat))]:
-        if index != 0:
-            flat[index] = 0
+    dropped = torch.sort(flat, stable=True).indices[: math.floor(ratio * len(flat))]
+    flat[dropped[dropped != 0]] = 0
     return flat.view_as(matrix)
 
 

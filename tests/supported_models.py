@@ -4,9 +4,12 @@ python -m tests.supported_models    writes the table into the page
 """
 
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 import vitx
 from tests.models import FAMILIES, NOT_PLAIN, REFUSED, Family, Refused, built
@@ -89,32 +92,36 @@ def library(name: str) -> str:
 def methods(name: str, family: Family) -> str:
     """List the methods that explain a family, with maps of the right shape that are not constant."""
     target = None if family.classes else lambda output: output[:, 2]
-    refusing = []
-    for method in vitx.methods():
-        try:
-            maps = vitx.explain(built(name), family.images(), method, target=target).maps
-        except vitx.VitxError:
-            refusing.append(f"`{method}`")
-            continue
+    found = explained(built(name), family.images(), target)
+    for method, maps in ((method, one.maps) for method, one in found.items()):
         assert maps.shape == (2, *family.grid), (name, method)
         assert torch.isfinite(maps).all(), (name, method)
         assert (maps.flatten(1).std(1) > 0).all(), (name, method)
+    refusing = [f"`{method}`" for method in vitx.methods() if method not in found]
     return f"all but {', '.join(refusing)}" if refusing else "all"
 
 
 def carrying(kind: Refused) -> str:
     """List the methods that explain a model of `NOT_PLAIN`, with conservation checked."""
-    model = kind.build().eval()
     images = torch.randn(1, 3, kind.image_size, kind.image_size, generator=torch.Generator().manual_seed(1))
-    found = []
-    for method in vitx.methods():
+    found = explained(kind.build().eval(), images)
+    for method, one in found.items():
+        assert one.conservation is not None, method
+    return ", ".join(f"`{method}`" for method in found)
+
+
+def explained(model: nn.Module, images: Tensor, target: Any = None) -> dict[str, vitx.Explanation]:
+    """Explain by all methods that do not refuse; those that rarely do share a pass."""
+    apart = ("flow", "legrad")
+    found = {}
+    for together in ([name for name in vitx.methods() if name not in apart], *([name] for name in apart)):
         try:
-            explanation = vitx.explain(model, images, method)
+            found |= vitx.explain_methods(model, images, together, target=target)
         except vitx.VitxError:
-            continue
-        assert explanation.conservation is not None, method
-        found.append(f"`{method}`")
-    return ", ".join(found)
+            for name in together:
+                with suppress(vitx.VitxError):
+                    found[name] = vitx.explain(model, images, name, target=target)
+    return {name: found[name] for name in vitx.methods() if name in found}
 
 
 def said(name: str) -> str:

@@ -439,7 +439,7 @@ class TestResume:
 
     @pytest.mark.slow
     def test_interrupted_in_the_middle(self, folder, weights, tmp_path):
-        for number in range(120):
+        for number in range(60):
             Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
         output = tmp_path / "maps"
         words = command(folder, "--output", output, "--batch-size", 2, weights=weights)
@@ -448,11 +448,11 @@ class TestResume:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         before = {name: (output / name).stat().st_mtime_ns for name in written(output)}
-        assert 4 <= len(before) < 125
+        assert 4 <= len(before) < 65
         for name in before:
             Image.open(output / name).load()  # each file is complete
         assert self.run(folder, output, weights, "--resume") == 1
-        assert len(written(output)) == 125
+        assert len(written(output)) == 65
         assert all((output / name).stat().st_mtime_ns == time for name, time in before.items())
         assert not list(output.rglob("*.part"))
 
@@ -460,7 +460,7 @@ class TestResume:
 @pytest.mark.slow
 def test_the_model_alone_was_killed(folder, weights, tmp_path):
     """The processes that draw and write end with it, and the next run completes the output."""
-    for number in range(200):
+    for number in range(60):
         Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
     output = tmp_path / "maps"
     words = command(
@@ -474,14 +474,14 @@ def test_the_model_alone_was_killed(folder, weights, tmp_path):
     while subprocess.run(["pgrep", "-g", str(process.pid)], stdout=subprocess.DEVNULL).returncode == 0:
         assert time.monotonic() < deadline, "its writers live on"
         time.sleep(0.05)
-    assert 4 <= len(written(output)) < 205
+    assert 4 <= len(written(output)) < 65
     for name in written(output):
         Image.open(output / name).load()  # each file is complete
     assert main([*words, "--resume"]) == 1
-    assert len(written(output)) == 205
+    assert len(written(output)) == 65
     assert not list(output.rglob("*.part"))
     names = [name for names in shards(output) for name in names]
-    assert len(names) == len(set(names)) == 205
+    assert len(names) == len(set(names)) == 65
 
 
 def explain_in_one_of_two(arguments, log):
@@ -499,7 +499,7 @@ def explain_in_one_of_two(arguments, log):
 
 @pytest.mark.slow
 def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights, tmp_path):
-    for number in range(120):
+    for number in range(60):
         Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
     output, log = tmp_path / "maps", tmp_path / "log"
     words = ["--run-options", "devices=2", "strategy=ddp", *ALONE, "--batch-size", 2, "--output", output]
@@ -509,17 +509,17 @@ def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights,
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = written(output)
-    assert 4 <= len(before) < 125
+    assert 4 <= len(before) < 65
     for name in before:
         Image.open(output / name).load()  # each file is complete
     finished = {name for name in before if (output / name).with_suffix(".json").is_file()}
     run_together(2, explain_in_one_of_two, command(folder, *words, "--resume", weights=weights), log)
     shares = [Path(f"{log}-{rank}").read_text().splitlines() for rank in (0, 1)]
     assert all(shares)
-    assert len(shares[0]) + len(shares[1]) == 125 - len(finished)  # so each one once, since all are there:
-    assert len(written(output)) == 125
+    assert len(shares[0]) + len(shares[1]) == 65 - len(finished)  # so each one once, since all are there:
+    assert len(written(output)) == 65
     lines = (output / "explanations.jsonl").read_text("utf-8").splitlines()
-    assert len(lines) == 125
+    assert len(lines) == 65
 
 
 def damaged(folder, name):

@@ -5,18 +5,19 @@ import timm
 import torch
 
 from tests import models
-from vitx import attention_rollout, capture, explain
+from vitx import attention_rollout, capture, explain, explain_methods
 
 
 def images(size):
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence", "attention"])
+@pytest.mark.parametrize("methods", [["rollout"], ["grad_rollout", "gae", "evidence", "attention"]], ids=str)
 @pytest.mark.parametrize("name", ["botnet26t_256", "halonet26t"])
-def test_behind_a_stem_of_residuals_it_is_that_of_what_attends(name, method):
+def test_behind_a_stem_of_residuals_it_is_that_of_what_attends(name, methods):
     model = models.spread(timm.create_model(name, num_classes=5)).eval()
-    assert explain(model, images(256), method, target=1).maps.shape == (1, 16, 16)
+    for method, found in explain_methods(model, images(256), methods, target=1).items():
+        assert found.maps.shape == (1, 16, 16), method
 
 
 @pytest.mark.parametrize(("patch", "size", "cell"), [(4, 30, 2), (16, 30, 2), (16, 40, 8), (16, 48, 16)])

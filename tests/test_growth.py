@@ -18,11 +18,11 @@ from tests.lightning_models import SmallClassifier, fit, samples
 from tests.processes import run_together
 from vitx.callbacks import RolloutCallback
 
-EPOCHS, STEPS = 23, 10  # with a firing after each step
+EPOCHS, STEPS = 13, 10  # with a firing after each step
 WARM = 2  # epochs until all objects that are made only once exist, including those of counting
-# In 200 firings, a cache of Python or pytest may fill, and a step above 255 takes two bytes.
+# In 100 firings, a cache of Python or pytest may fill, and a step above 255 takes two bytes.
 FEW = {"objects": 50, "bytes in the callback": 2}
-MAY_GROW = 2  # MB of memory in 200 firings; 0.2 is usual, with or without the callback
+MAY_GROW = 2  # MB of memory in 100 firings; 0.2 is usual, with or without the callback
 LIGHTNINGS = {"log", "log_dict"}  # attributes of every callback that lead to the module
 PROC = Path("/proc/self")
 
@@ -85,12 +85,12 @@ FIRINGS = {
 @pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("kind", FIRINGS)
-def test_nothing_grows_in_200_firings(kind, tmp_path):
+def test_nothing_grows_in_100_firings(kind, tmp_path):
     """Run in a process of its own: free memory left in the heap by other tests would affect the numbers."""
-    run_together(1, fires_200_times, tmp_path, kind)
+    run_together(1, fires_100_times, tmp_path, kind)
 
 
-def fires_200_times(tmp_path, kind):
+def fires_100_times(tmp_path, kind):
     options, written, said = FIRINGS[kind]
     gc.collect()
     gc.freeze()
@@ -106,7 +106,7 @@ def fires_200_times(tmp_path, kind):
     assert len(list(tmp_path.rglob("firing-*.npz"))) == written
     assert len(warned) == said, [str(warning.message) for warning in warned]
     first, *others = watcher.counts[WARM:]
-    assert len(others) * STEPS == 200
+    assert len(others) * STEPS == 100
     grown = {
         name: [c[name] for c in (first, *others)]
         for name in first

@@ -57,11 +57,11 @@ def collate(examples):
     return {"pixel_values": pixels, "labels": torch.tensor([example["label"] for example in examples])}
 
 
-def model(**options):
+def model(layers):
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=48,
         image_size=32,
@@ -74,7 +74,7 @@ def model(**options):
     return ViTForImageClassification(config)
 
 
-def trainer(folder, callbacks=(), data=None, **options):
+def trainer(folder, callbacks=(), data=None, layers=2, **options):
     """Return a Trainer of two epochs with four steps each."""
     defaults = {
         "num_train_epochs": 2,
@@ -87,7 +87,7 @@ def trainer(folder, callbacks=(), data=None, **options):
         "remove_unused_columns": False,
     }
     return Trainer(
-        model=model(),
+        model=model(layers),
         args=TrainingArguments(str(folder), **defaults | options),
         train_dataset=Pictures(16),
         eval_dataset=Pictures(8) if data is None else data,
@@ -128,14 +128,14 @@ SETTINGS = {
     "gradient checkpointing": {"gradient_checkpointing": True},
     "workers": {"dataloader_num_workers": 1},
     "persistent workers": WORKERS | {"eval_strategy": "epoch"},
-    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager"},
+    "compiled": {"torch_compile": True, "torch_compile_backend": "aot_eager", "layers": 1},
 }
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_the_training_is_the_same(setting, tmp_path):
     outcomes = []
-    for every in ({}, {"every_n_steps": 1}):
+    for every in ({}, {"every_n_steps": 1, "num_images": (2, 8)}):
         outcome = Outcome()
         made = (watched if every else trainer)(
             tmp_path, **({"callback": every} if every else {}), callbacks=[outcome], **setting

@@ -28,16 +28,18 @@ METHODS = ["rollout", "grad_rollout", "gae", "evidence", "attention", "legrad", 
 LAYERED = [name for name in models.FAMILIES if not name.startswith(("hf", "torchvision", "open_clip"))]
 
 
-def check(name, method, wanted, **options):
-    """Compare the maps of a method with those of its oracle, in float64 and in float32."""
+def check(name, **wanted):
+    """Compare the maps of methods, {method: (maps of the oracle, options)}, in float64 and in float32."""
     family = models.FAMILIES[name]
+    asked = {method: options for method, (_, options) in wanted.items()}
     for dtype, tolerance in ((torch.float64, 1e-9 if family.exact else 1e-6), (torch.float32, 1e-4)):
-        images = family.images(dtype=dtype)
-        found = explain(models.built(name, dtype), images, method, target=family.target, **options).maps
-        assert found.dtype == dtype
-        assert tuple(found.shape) == (2, *family.grid)
-        error = (found.double().flatten(1) - wanted).abs().amax(1)
-        assert (error <= tolerance * wanted.amax(1)).all()
+        given = models.built(name, dtype), family.images(dtype=dtype)
+        for method, explanation in vitx.explain_methods(*given, asked, target=family.target).items():
+            found, (maps, _) = explanation.maps, wanted[method]
+            assert found.dtype == dtype
+            assert tuple(found.shape) == (2, *family.grid)
+            error = (found.double().flatten(1) - maps).abs().amax(1)
+            assert (error <= tolerance * maps.amax(1)).all(), method
 
 
 def observed(name):
@@ -49,10 +51,13 @@ def observed(name):
 def test_gae_and_attention_equal_their_oracles(name):
     family, seen = models.FAMILIES[name], observed(name)
     token = family.prefix, family.readout
-    check(name, "gae", oracle.gae_maps(seen, *token))
-    check(name, "gae", oracle.gae_maps(seen, *token, start_layer=1), start_layer=1)
-    check(name, "attention", oracle.attention_maps(seen, *token))
-    check(name, "attention", oracle.attention_maps(seen, *token, "max"), head_fusion="max")
+    check(name, attention=(oracle.attention_maps(seen, *token), {}))
+    check(
+        name,
+        gae=(oracle.gae_maps(seen, *token), {}),
+        attention=(oracle.attention_maps(seen, *token, "max"), {"head_fusion": "max"}),
+    )
+    check(name, gae=(oracle.gae_maps(seen, *token, start_layer=1), {"start_layer": 1}))
 
 
 @pytest.mark.parametrize("name", ["siglip", "perception encoder"])
@@ -67,9 +72,8 @@ def test_legrad_equals_its_oracle(name):
     family = models.FAMILIES[name]
     model, images = models.built(name, torch.float64), family.images(dtype=torch.float64)
     for first in (0, 2):
-        check(
-            name, "legrad", oracle.legrad_maps(model, images, None, family.prefix, first), start_layer=first
-        )
+        wanted = oracle.legrad_maps(model, images, None, family.prefix, first)
+        check(name, legrad=(wanted, {"start_layer": first}))
 
 
 @pytest.mark.parametrize("name", LAYERED)

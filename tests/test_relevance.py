@@ -15,6 +15,7 @@ from vitx import VitxError, capture, explain, explain_methods
 
 IMAGES = models.FAMILIES["deit"].images(dtype=torch.float64)
 WIDTH, HEADS, DEPTH = 48, 3, 3
+WIDTHS, HEADS_EACH = (24, 48, 96, 192), (1, 2, 4, 8)  # of four stages
 
 
 def carried(name, **options):
@@ -47,27 +48,49 @@ def torchvision_swin():
 KINDS = {
     "Swin": (models.swin, 32, (16, 16)),
     "Swin-V2": (
-        lambda: models.spread(carried("swinv2_tiny_window8_256", img_size=64, window_size=4)),
+        lambda: models.spread(
+            carried("swinv2_tiny_window8_256", img_size=64, window_size=4, embed_dim=24, num_heads=HEADS_EACH)
+        ),
         64,
         (16, 16),
     ),
-    "Hiera": (lambda: models.spread(carried("hiera_tiny_224", img_size=64)), 64, (16, 16)),
+    "Hiera": (
+        lambda: models.spread(carried("hiera_tiny_224", img_size=64, embed_dim=24, stages=(1, 2, 3, 2))),
+        64,
+        (16, 16),
+    ),
     "SAM": (lambda: models.timm_model("samvit_base_patch16"), 32, (4, 4)),
     "PiT": (lambda: carried("pit_ti_224", img_size=64), 64, None),
     "PVT-v2": (lambda: carried("pvt_v2_b0"), 64, (16, 16)),
     "CaiT": (lambda: carried("cait_xxs24_224", img_size=32, patch_size=8, depth=3), 32, (4, 4)),
-    "Twins": (lambda: carried("twins_svt_small"), 64, (16, 16)),
+    "Twins": (
+        lambda: carried("twins_svt_small", embed_dims=WIDTHS, num_heads=HEADS_EACH, depths=(2, 2, 2, 2)),
+        64,
+        (16, 16),
+    ),
     "LeViT": (lambda: carried("levit_128s"), 224, (14, 14)),
     "MobileViT": (lambda: carried("mobilevit_xxs"), 64, None),
-    "EfficientFormer": (lambda: carried("efficientformer_l1"), 224, None),
-    "ConViT": (lambda: carried("convit_tiny"), 224, (14, 14)),
+    "EfficientFormer": (
+        lambda: carried("efficientformer_l1", embed_dims=WIDTHS, depths=(1, 1, 1, 3), num_vit=1),
+        224,
+        None,
+    ),
+    "ConViT": (
+        lambda: carried("convit_tiny", img_size=64, depth=4, local_up_to_layer=3),
+        64,
+        (4, 4),
+    ),
     "attentions side by side": (lambda: models.timm_model("vit_small_patch16_18x2_224"), 32, (4, 4)),
     "attention beside MLP": (
         lambda: carried("vit_tiny_patch16_224", img_size=32, patch_size=8, block_fn=parallel()),
         32,
         (4, 4),
     ),
-    "DaViT": (lambda: carried("davit_tiny"), 64, (16, 16)),
+    "DaViT": (
+        lambda: carried("davit_tiny", embed_dims=WIDTHS, num_heads=HEADS_EACH, depths=(1, 1, 2, 1)),
+        64,
+        (16, 16),
+    ),
     "EdgeNeXt": (lambda: carried("edgenext_xx_small"), 64, (16, 16)),
     "hf Swin": (lambda: hugging_face("Swin"), 64, (16, 16)),
     "hf Swin-V2": (lambda: hugging_face("Swinv2"), 64, (16, 16)),
@@ -75,10 +98,10 @@ KINDS = {
     "hf PVT-v2": (lambda: hugging_face("PvtV2", full=True), 64, (16, 16)),
     "torchvision Swin": (torchvision_swin, 64, (16, 16)),
     "differential attention": (lambda: models.timm_model("vit_dlittle_patch16_reg1_gap_256"), 32, (4, 4)),
-    "BoTNet": (lambda: carried("botnet26t_256"), 256, (16, 16)),
-    "XCiT": (lambda: carried("xcit_nano_12_p16_224"), 64, (4, 4)),
+    "BoTNet": (lambda: carried("botnet26t_256", img_size=128), 128, (8, 8)),
+    "XCiT": (lambda: carried("xcit_nano_12_p16_224", embed_dim=48, depth=3, num_heads=3), 64, (4, 4)),
     "VOLO": (lambda: carried("volo_d1_224", img_size=64), 64, (8, 8)),
-    "GC-ViT": (lambda: carried("gcvit_xxtiny"), 224, (56, 56)),
+    "GC-ViT": (lambda: carried("gcvit_xxtiny", img_size=64), 64, (16, 16)),
 }
 
 
@@ -86,18 +109,19 @@ def parallel():
     return timm.models.vision_transformer.ParallelScalingBlock
 
 
-@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_accounts_for_all_relevance(kind, method):
+def test_every_kind_accounts_for_all_relevance(kind):
     build, size, grid = KINDS[kind]
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    found = explain(build().eval(), images, method)
-    assert (found.conservation - 1).abs().max() < 1e-3
-    assert grid is None or tuple(found.maps.shape[1:]) == grid
-    assert (found.maps.flatten(1).std(1) > 0).all()
-    if method == "rollout":
-        assert found.maps.min() >= -1e-6
-        assert (found.maps.sum((1, 2)) <= 1 + 1e-3).all()
+    model, asked = build().eval(), {method: {} for method in ("grad_rollout", "gae", "evidence")}
+    explanations = {"rollout": explain(model, images), **explain_methods(model, images, asked)}
+    for method, found in explanations.items():
+        assert (found.conservation - 1).abs().max() < 1e-3, method
+        assert grid is None or tuple(found.maps.shape[1:]) == grid, method
+        assert (found.maps.flatten(1).std(1) > 0).all(), method
+    maps = explanations["rollout"].maps
+    assert maps.min() >= -1e-6
+    assert (maps.sum((1, 2)) <= 1 + 1e-3).all()
 
 
 class Attention(nn.Module):

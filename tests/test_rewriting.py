@@ -1,11 +1,13 @@
 """The same function gets the same map however it is written: one small ViT in many spellings.
 
-Each spelling is tested alone, and in mixtures drawn at random. The mixtures are the same in each run; set
-VITX_SEED to draw others, and VITX_MIXTURES to draw another number of them:
+Each spelling is tested at all its sites, packed with spellings of other kinds into few networks, and in
+mixtures drawn at random. The mixtures are the same in each run; set VITX_SEED to draw others, and
+VITX_MIXTURES to draw another number of them:
 
     VITX_SEED=5 VITX_MIXTURES=300 python -m pytest tests/test_rewriting.py -k mixture
 
 `python -m tests.rewriting N SEED` prints a tally for all methods, and the spellings to blame.
+`python -m tests.rewriting singles` does so for networks with one spelling each.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ import torch
 
 from tests import oracle
 from tests.rewriting.function import TARGET, Function
+from tests.rewriting.images import ORDER
 from tests.rewriting.layers import LINEAR
 from tests.rewriting.matrices import Slow, expected, score, some_images
 from tests.rewriting.mixtures import (
@@ -26,6 +29,8 @@ from tests.rewriting.mixtures import (
     explained,
     mixtures,
     named,
+    packed,
+    packs,
     same_function,
 )
 from tests.rewriting.network import Written
@@ -36,6 +41,7 @@ SEED = int(os.environ.get("VITX_SEED", "0"))
 MIXTURES = mixtures(int(os.environ.get("VITX_MIXTURES", "40")), SEED)
 FUNCTIONS = {function: None for function, _ in mixtures(12, 0)}
 ALONE = list(alone())
+PACKS = packs()
 FAR = list(alone(far=True))
 
 
@@ -100,9 +106,38 @@ def test_the_plain_gradient_is_that_of_small_differences(function):
     assert (scores[0] - scores[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
 
-@pytest.mark.parametrize("case", ALONE, ids=told)
-def test_each_spelling_alone(case):
-    check(case[0], everywhere(*case))
+@pytest.mark.parametrize("pack", PACKS, ids=range(len(PACKS)))
+def test_each_spelling_packed_with_others(pack):
+    """`python -m tests.rewriting singles` tests each one alone, and so says which is to blame."""
+    check(*packed(pack))
+
+
+class Noting(Written):
+    """A network that notes the sites whose spellings are called."""
+
+    def __init__(self, function, how):
+        super().__init__(function, how)
+        self.used = {place for place, name in how.items() if name in ("in steps", *ORDER)}  # nothing to call
+
+    def spelled(self, kind, place):
+        call = super().spelled(kind, place)
+
+        def noted(*args):
+            self.used.add((kind, place))
+            return call(*args)
+
+        return call and noted
+
+
+def test_each_spelling_is_in_a_pack_and_used_at_all_its_sites():
+    assert sorted(map(told, ALONE)) == sorted(told(case) for pack in PACKS for case in pack)
+    for pack in PACKS:
+        model = Noting(*packed(pack)).eval()
+        with torch.no_grad():
+            model(some_images())
+        assert model.used >= model.how.keys(), pack
+        for _, kind, spelling in pack:
+            assert everywhere(model.function, kind, spelling).items() <= model.how.items()
 
 
 @pytest.mark.parametrize("linear", LINEAR)

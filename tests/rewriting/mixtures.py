@@ -10,6 +10,7 @@ from tests.rewriting.function import TARGET, Function
 from tests.rewriting.images import READS
 from tests.rewriting.matrices import expected, some_images
 from tests.rewriting.sites import FAR, sites, tables
+from tests.rewriting.sums import PENDING
 from vitx import explain_methods
 
 PASSES = (
@@ -102,6 +103,65 @@ def alone(far=False):
 def everywhere(function, kind, spelling):
     """Return {(kind, place): spelling} with the same spelling for all sites of a kind."""
     return {(other, place): spelling for other, place in sites(function) if other == kind}
+
+
+# Kinds that leave each other no site to spell: one network has spellings of one kind of each pair.
+APART = {
+    *(("attention", kind) for kind in ("linear", "project", "softmax", "attend", "merge", "pending")),
+    *(("linear", kind) for kind in ("project", "merge", "mlp", "pending")),
+    *(("pending", "merge"), ("pending", "mlp"), ("softmax", "attend")),
+}
+DEPENDING = {  # the kinds whose spellings depend on what the function is
+    "forms": ("sum", "merge", "attend", "attention"),
+    "activation": ("activation",),
+    "read": ("read", "order"),
+}
+
+
+def fits(case, pack):
+    """Return whether a case of `alone` can join others in one network of one function."""
+    ours = {kind_of(case), *(kind_of(other) for other in pack)}
+    return (
+        case[1] not in {kind for _, kind, _ in pack}
+        and not any(pair[0] in ours and pair[1] in ours for pair in APART)
+        and together(case, *pack) is not None
+        and len({"out=" in spelling for *_, spelling in (case, *pack)}) == 1  # such a network is not trained
+    )
+
+
+def kind_of(case):
+    return "pending" if case[2] in PENDING else case[1]
+
+
+def together(*cases):
+    """Return the function that has what each case needs; None if there is none."""
+    needs = {}
+    for name, kinds in DEPENDING.items():
+        needs[name] = {getattr(function, name) for function, kind, _ in cases if kind in kinds}
+    if any(len(values) > 1 for values in needs.values()):
+        return None
+    return Function(**{name: values.pop() for name, values in needs.items() if values})
+
+
+def packs():
+    """Put the cases of `alone` into few lists, each of which can be one network."""
+    made = []
+    for case in sorted(alone(), key=lambda case: case[1] not in DEPENDING["forms"]):
+        pack = next((pack for pack in made if fits(case, pack)), None)
+        if pack is None:
+            made.append(pack := [])
+        pack.append(case)
+    return made
+
+
+def packed(pack):
+    """Return the function of a pack, and how its spellings are used at all their sites."""
+    function = together(*pack)
+    return function, {
+        place: spelling
+        for _, kind, name in pack
+        for place, spelling in everywhere(function, kind, name).items()
+    }
 
 
 def mixtures(count, seed):
