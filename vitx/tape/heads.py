@@ -20,8 +20,12 @@ class Heads:
 
     def __init__(self, tape: Tape) -> None:
         # Each head of a layer asks for those of all.
-        self.tokens_of_rows = cache(partial(tokens_of_rows, tape))
+        self._tokens_of_rows = cache(partial(tokens_of_rows, tape))
         self._tokens_of_keys = cache(partial(tokens_of_keys, tape))
+
+    def tokens_of_rows(self, layer: Layer, attention: Attention) -> Tensor:
+        """Return the number of the token that each row of an attention belongs to, (T, Q)."""
+        return self._tokens_of_rows(layer)[attention]
 
     def beside(self, layer: Layer, attention: Attention) -> list[Attention]:
         """Return the heads parallel to an attention in its layer, itself among them.
@@ -78,23 +82,27 @@ def _instead(layer: Layer) -> str:
     return "rollout with head_fusion='mean' and no discard_ratio" if normalized else "evidence"
 
 
-def tokens_of_rows(tape: Tape, layer: Layer, attention: Attention) -> Tensor:
-    """Return the number of the token of the sums that each row of an attention belongs to, (T, Q); 0 if none.
+def tokens_of_rows(tape: Tape, layer: Layer) -> dict[Attention, Tensor]:
+    """Return the number of the token of the sums that each row of A belongs to, (T, Q); 0 if none.
 
     The numbers are random. A row that belongs to several tokens has the mean of their numbers.
     """
-    shape = attention.weights.shape
-    given = torch.zeros(2, shape[0], shape[2], dtype=torch.float64)
+    attentions = layer.attentions
+    given = {one: torch.zeros(2, *one.weights.shape[:3:2], dtype=torch.float64) for one in attentions}
+    first = min(one.index for one in attentions)
     for number, residual in enumerate(sorted(layer.residuals, key=lambda one: one.index)):
         assert residual.stream is not None
-        size, steps = residual.outputs[0].shape, range(attention.index + 1, residual.index)
+        size, steps = residual.outputs[0].shape, range(first + 1, residual.index)
         axes = residual.branches[0].axes if residual.channels() else residual.stream.axes
         numbers = marks(size, axes if len(axes) == len(size) else ()) + number
-        for row, r in zip(given, (numbers, torch.ones_like(numbers)), strict=True):
+        for row, r in enumerate((numbers, torch.ones_like(numbers))):
             starts = {term: part for term, part in residual.into_branches(r) if part is not None}
-            arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
-            row += 0 if arrived is None else attention.rows(arrived)
-    return (ratio(given[0], given[1]) * _EXACT).round().long()
+            found = walk(tape, starts, through, watched=[one.value for one in attentions], steps=steps)
+            passed = found.arrived | found.passed
+            for one in attentions:
+                if one.value in passed:
+                    given[one][row] += one.rows(passed[one.value])
+    return {one: (ratio(*pair) * _EXACT).round().long() for one, pair in given.items()}
 
 
 def tokens_of_keys(tape: Tape, attention: Attention) -> Tensor:

@@ -115,6 +115,13 @@ class Sum(Step):
         heads = _by_heads(self.branches, self.closes)
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
+    def repeats(self, other: "Sum") -> bool:
+        """Return whether it was made from another residual, and adds to that one's stream or a part of it."""
+        (own, theirs), made = (self.stream, other.stream), self.outputs[0].made_from(other.outputs[0])
+        assert own is not None
+        assert theirs is not None
+        return made and own.rearranges == theirs.rearranges and own.shape.numel() <= theirs.shape.numel()
+
     def refuse(self) -> None:
         """Remove the rules."""
         self.relevance = self.gradient = self.stream = None

@@ -94,7 +94,7 @@ class Tape:
     def settle(self) -> None:
         """Drop opened sums from the residuals, unless another step reads them, too.
 
-        A residual that closes an attention again, after another one that it was made from, is refused.
+        A residual that closes an attention again, after another one with the same stream, is refused.
         """
         read: set[Value] = set()
         for step in reversed(self.steps if self.opened else ()):
@@ -102,7 +102,7 @@ class Tape:
                 read.update(step.inputs)
         self.drop(one for one in self.opened if read.isdisjoint(one.outputs))
         pairs = {pair for attention in self.attentions for pair in permutations(attention.residuals, 2)}
-        again = {later for later, before in pairs if later.outputs[0].made_from(before.outputs[0])}
+        again = {later for later, before in pairs if later.repeats(before)}
         self.drop(again)
         for residual in again:
             residual.refuse()
