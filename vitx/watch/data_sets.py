@@ -183,6 +183,8 @@ def attributes(value: Any) -> Mapping[str, Any]:
 def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, (dict, list, tuple, set)) and len(value) <= _MOST:
         yield from dict.values(value) if isinstance(value, dict) else value
+    if type(value) in (dict, list, tuple, set):
+        return
     if isinstance(value, MethodType):
         yield value.__self__
     yield from attributes(value).values()

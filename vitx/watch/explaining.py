@@ -23,7 +23,7 @@ from vitx.watch.host import Host
 from vitx.watch.images import Samples
 from vitx.watch.nested import last
 from vitx.watch.observed import ObservedStep
-from vitx.watch.readers import seeded
+from vitx.watch.readers import held_by_modules, seeded
 from vitx.watch.settings import Settings
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ class SampleExplainer:
         if not (samples.images.is_floating_point() or samples.observed or self._settings.forward_fn):
             raise VitxError(f"images must be floating point, found {samples.images.dtype}: {_GIVE}")
         images, target = samples.images[part].to(device, kind), self._target(samples, part)
-        with host.precision(), seeded(*map(vars, model.modules())):  # whatever choosing the images drew
+        with host.precision(), seeded(*held_by_modules(model)):  # whatever choosing the images drew
             if isinstance(target, Prompted):
                 if images.ndim != 4:
                     found = f"(B, C, H, W), found {tuple(images.shape)}"

@@ -22,7 +22,7 @@ from vitx.watch.host import Attempts, Host
 from vitx.watch.images import Samples, Selection
 from vitx.watch.loggers import drop_from, name_of, place_of, show_picture, write_scalars
 from vitx.watch.observed import observed
-from vitx.watch.readers import seeded
+from vitx.watch.readers import held_by_modules, seeded
 from vitx.watch.run_writer import Memory, RunWriter
 from vitx.watch.settings import Settings
 from vitx.watch.showing import Display, Firing, about, draw, draw_overview, first_words, measure
@@ -122,7 +122,7 @@ class Observer(Settings):
             return {}
         memory.step = step
         failing = self._attempts.forgiving(host, "shows nothing", step)
-        with failing, seeded(*map(vars, host.model.modules())), torch.inference_mode(False), host.paused():
+        with failing, seeded(*held_by_modules(host.model)), torch.inference_mode(False), host.paused():
             return self._fire_at(host, step)
         return {}  # type: ignore[unreachable]  # the failure was reported
 

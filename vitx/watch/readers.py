@@ -169,6 +169,16 @@ def seeded(*holders: Any) -> Iterator[None]:
         yield
 
 
+def held_by_modules(model: nn.Module) -> Iterator[Any]:
+    """Yield what the modules of a model hold beside their parameters, buffers and submodules."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules") and not (
+                isinstance(value, dict) and not value
+            ):
+                yield value
+
+
 def is_live(value: Any) -> bool:
     """Return whether it is an iterator that cannot be restarted."""
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase) and not _is_loader(value)
