@@ -10,6 +10,7 @@ from torch import Tensor
 from vitx.functional.tiles import ALL, Cut, Part, Tile, full, is_zero, split
 from vitx.models.isolation import without_autocast
 
+_ROUNDED = 1e-4  # what rows that sum to 1 may lack
 Read = Callable[[Tile], Tensor]
 _weights: Read = attrgetter("weights")
 Fuse = Callable[[Iterable[Tile]], Iterable[tuple[slice, slice, Tensor]]]
@@ -53,6 +54,16 @@ class Weights:
         """Return a copy that has the gradient with respect to A, computed from that with respect to A V."""
         assert self.differentiate is not None
         return replace(self, compute_gradient=self.differentiate(of_output))
+
+    def only(self, keys: Tensor) -> "Weights":
+        """Set the columns of other keys, (B, 1, 1, K) bool, to 0."""
+        if keys.all():
+            return self
+        kept = replace(self, compute=lambda part: self.compute(part) * keys[part[0]], normalized=False)
+        sums = (tile.weights.sum(-1) for tile in kept.tiles())
+        return replace(
+            kept, normalized=self.sums_to_1 and all(bool((one > 1 - _ROUNDED).all()) for one in sums)
+        )
 
     def without(self, tokens: Tensor) -> "Weights":
         """Drop some columns, (B, K) bool, from all rows that have other entries; rows keep their sums."""

@@ -197,8 +197,12 @@ class Recorder(TorchDispatchMode):
         """Keep what will be overwritten; the rule of an in-place operator sees a stand-in for its target."""
         if call.overload.in_place:
             target = into[0]
-            before = target.clone() if self.tape.network is not None else target.detach()
-            if call.value(target) is None:
+            constant = (
+                call.value(target) is None
+            )  # rules may read it later, as the offset of a linear operator
+            copied = self.tape.network is not None or (constant and call.name != "copy")
+            before = target.clone() if copied else target.detach()
+            if constant:
                 self._tensors.of(before).origin = self._tensors.origin(target)
             call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
             call.args = [before if argument is target else argument for argument in call.args]

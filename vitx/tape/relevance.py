@@ -107,6 +107,8 @@ class Propagation:
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):
             return self._attended(step, arrived[0])
+        if isinstance(step, Sum) and step.unknown and step.relevance is not None:
+            return [(step.unknown[0], step.to_term(step.unknown[0], arrived[0]))]  # which is an error
         if isinstance(step, Sum) and step in self._around:
             self._entered[step] = arrived[0]
             return step.into_branches(arrived[0])

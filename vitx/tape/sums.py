@@ -23,7 +23,12 @@ class Sum(Step):
     The term that all others were computed from is the stream; the others are its branches. A branch with an
     attention that the stream did not go through makes it a residual around that attention. A branch without
     one, such as a parallel MLP, holds the same tokens, and the stream stands for both.
+
+    Attributes:
+        unknown: the terms whose relevance would reach an operator without a rule.
     """
+
+    unknown: Sequence[Value] = ()
 
     def __init__(self, *step: Any, terms: Sequence[Term]) -> None:
         super().__init__(*step)

@@ -106,6 +106,16 @@ class Tape:
         self.drop(again)
         for residual in again:
             residual.refuse()
+        self._find_unknown()
+
+    def _find_unknown(self) -> None:
+        """Note the terms whose relevance would reach an operator without a rule: no sum leaves them out."""
+        unknown = {value for step in self.steps if step.relevance is None for value in step.outputs}
+        for step in self.steps if unknown else ():
+            if isinstance(step, Sum):
+                step.unknown = [term for term in step.inputs if term in unknown]
+            if not unknown.isdisjoint(step.inputs[:1] if isinstance(step, Attention) else step.inputs):
+                unknown.update(step.outputs)
 
     def drop(self, sums: Iterable[Sum]) -> None:
         """Drop sums from the residuals."""

@@ -1,5 +1,6 @@
 """Weights times values: attention, written out in the model or as a fused kernel."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,9 @@ from vitx.tape import axes as ax
 from vitx.tape.attention import Attention
 from vitx.tape.call import Call
 from vitx.tape.contraction import Contraction, Layout, Operand
+from vitx.tape.expanded import ratio
 from vitx.tape.registry import RULES, rule
+from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.tape.walk import through, walk
 from vitx.tape.weights import alike, dot_product, stored
@@ -39,6 +42,9 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
     """Add the step of an attention; if it mixes channels of the same token, it is not listed as one."""
     tape = call.tape
     asked = tape.constant(None) if asking is None else asking
+    if values.mass is not None:
+        counts = layout.grouped(values.mass().expand(values.shape), "THKD")
+        weights = weights.only(counts.amax((1, 3))[:, None, None] != 0)
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         step = found.made_by
@@ -61,24 +67,57 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
     return found
 
 
+def _unnormalized(tape: Tape, value: Value) -> Attention | None:
+    """Return the attention whose output a value rearranges if no softmax has made its weights."""
+    step = tape.values[value.rearranges.bit_length() - 1].made_by
+    if not isinstance(step, Attention) or value.rearranges != step.value.rearranges or step.divided:
+        return None
+    asked = step.inputs[1]
+    return step if asked.kind == "exp" or (asked.kind == "weights" and asked.softmax_over is None) else None
+
+
+def rescaled(call: Call, output: Value, factor: float) -> bool:
+    """Count a number that multiplies the output of an attention among its weights, if no softmax made them.
+
+    Its gradient is that of the weights then. Return whether this was done.
+    """
+    step = _unnormalized(call.tape, output)
+    if step is None or step.inputs[1].kind == "exp" or not 0 < factor < math.inf:
+        return False
+    before, plain = step.weights, call.tape.network == "plain"
+
+    def differentiate(of_output: Tensor) -> Part:
+        assert before.differentiate is not None
+        return before.differentiate(of_output / factor if plain else of_output)
+
+    step.weights = replace(
+        before,
+        normalized=alike(before.matrix().sum(-1) * factor, 1),
+        compute=lambda part: before.compute(part) * factor,
+        differentiate=differentiate,
+    )
+    return True
+
+
 def normalized(call: Call, sums: Value, divide_by: Callable[[], Tensor]) -> Value | None:
     """Record a softmax whose exponentials multiply the values before they are divided by their sum.
 
     `sums` are then the exponentials times the values, possibly rearranged, or some of their channels. The
     divisor may be greater than their sum by one number for all rows. Return None if it is anything else.
+    Other weights, such as ReLUs of scores, may take the place of the exponentials.
     """
     tape, shape = call.tape, sums.shape
-    step = tape.values[sums.rearranges.bit_length() - 1].made_by
-    if not isinstance(step, Attention) or step.inputs[1].kind != "exp" or step.divided:
-        return None
-    if sums.rearranges != step.value.rearranges or call.out.shape != shape:
+    step = _unnormalized(tape, sums)
+    if step is None or call.out.shape != shape:
         return None
     before, inside = step.weights, range(step.index + 1, len(tape.steps))
     part = walk(tape, {sums: divide_by().detach().expand(shape)}, through, steps=inside).arrived[step.value]
     given, whole = step.arrived(part), before.matrix().sum(-1, keepdim=True)
     divided, divisor = given != 0, given.amax(-1, keepdim=True)
     more = divisor - whole  # such as 1, in a softmax off by one
-    if not alike((more - more.flatten()[0]) / whole, 0) or not alike((given - divisor) * divided / whole, 0):
+    if not alike(ratio(more - more.flatten()[0], whole), 0):
+        return None
+    if not alike(ratio((given - divisor) * divided, whole), 0):
         return None
 
     def differentiate(of_output: Tensor) -> Part:

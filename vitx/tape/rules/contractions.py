@@ -20,7 +20,7 @@ from vitx.tape.contraction import Contraction, across, of_matmul, of_sum, transp
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended
-from vitx.tape.rules.products import WEIGHING
+from vitx.tape.rules.products import WEIGHING, attends
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import divided
 from vitx.tape.terms import stream_of
@@ -99,6 +99,9 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
         return total(call, [*zip(parts, (constant.tensor.detach() * factor).flatten(), strict=True)])
     if parts and (stream_of(parts) or (fixed and any(part.open for part in parts))):
         return unknown(call)[0]  # it may be the sum of a residual
+    over = {*ax.channel_dims(normalized, some=True)}
+    if not fixed and attends(call, value) and (not over or over & {*dims}):
+        return unknown(call)[0]  # keys with constant values
     matrix = call.learned(constant.tensor)
     assert matrix is not None
     matrix = matrix.detach()
@@ -144,7 +147,7 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     else:
         found.fan, found.tokens = (math.prod(shape[dim] for dim in dims), value.rearranges), value.tokens
     if value.kind in ("scores", "weights"):  # a sum over any dimension but that of the softmax mixes heads
-        apart = value.softmax_over is not None and not {*ax.channel_dims(normalized, some=True)} & {*dims}
+        apart = value.softmax_over is not None and not over & {*dims}
         if value.kind == "scores" or fixed or apart:
             found.kind = value.kind
             found.softmax_over = through(value.softmax_over, False) if apart and value.softmax_over else None

@@ -50,7 +50,8 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     elif activation or (call.name, value.kind) == ("log", "exp"):
         pass
     elif value.kind in ("scores", "weights", "exp"):
-        found.kind = value.kind if call.name in SAME_KIND else "weights"
+        relu = call.name.startswith("clamp") and call["min"] == 0 and value.kind == "scores"
+        found.kind = value.kind if call.name in SAME_KIND and not relu else "weights"
     return [found]
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.call import Call
 from vitx.tape.expanded import core, fitted, scaled
-from vitx.tape.registry import rule
-from vitx.tape.rules.attention import normalized
+from vitx.tape.registry import rule, unknown
+from vitx.tape.rules.attention import normalized, rescaled
 from vitx.tape.rules.elementwise import gated, of_scores
 from vitx.tape.terms import as_number
 from vitx.tape.values import Value, reduced
@@ -79,14 +79,19 @@ def quotient(call: Call) -> list[Value]:
 
 def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     before, shape, mass = value.shape, call.out.shape, value.mass
-    if isinstance(factor, (int, float)) and factor == 0:
+    number = isinstance(factor, (int, float))
+    if number and factor == 0:
         return call.tape.constant(call.out.clone() if call.tape.accounts else None, shape)
+    if before != shape and is_of_one_key(call, value):
+        return unknown(call)[0]  # the key has a constant value
+    by = 1 if number and rescaled(call, value, factor) else factor
+    mask = isinstance(factor, Tensor) and factor.dtype == torch.bool and bool(call.mask_sources())
     if isinstance(factor, Tensor) and not factor.is_floating_point():
         factor = factor.to(call.out.dtype)
     found = call.make(
         [value],
         lambda r: [fitted(r[0], before)],
-        lambda g: [fitted(g[0] * factor, before)],
+        lambda g: [fitted(scaled(g[0], by), before)],
         axes=lambda of: ax.broadcast(of[0], shape),
     )
     if before == shape:
@@ -94,13 +99,26 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
         found.times, found.reads, found.adds = value.times * as_number(factor), value.reads, value.adds
         found.sum, found.via, found.fan, found.mass = value.sum, value.via, value.fan, mass
         found.tokens = value.tokens
-    found.kind = value.kind
+    found.kind = "weights" if mask and value.kind == "scores" else value.kind  # a ReLU, up to other masks
     if not isinstance(factor, Tensor):
         found.softmax_over = value.softmax_over
     elif factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
         kept = call.tape.keeper.keep(factor)
         found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
     return found
+
+
+def attends(call: Call, weights: Value) -> bool:
+    """Return whether weights are a softmax of scores, or a part of one."""
+    step = call.tape.values[weights.rearranges.bit_length() - 1].made_by
+    if step is None or weights.kind != "weights" or weights.softmax_over is None:
+        return False
+    return any(one.kind == "scores" or of_scores(call, one) for one in step.inputs)
+
+
+def is_of_one_key(call: Call, weights: Value) -> bool:
+    """Return whether weights are those of a single key among those of a softmax."""
+    return attends(call, weights) and not ax.channel_dims(weights.softmax_over or (), some=True)
 
 
 def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:

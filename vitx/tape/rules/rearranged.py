@@ -69,9 +69,16 @@ def _chosen(call: Call, value: Value, weighing: bool) -> Value:
 
     found = call.make([value], lambda r: [r[0]], gradient, sources=[value, *own], axes=lambda of: of[0])
     found.kind = value.kind
+    if value.kind == "scores" and _is_relu(call, tensor):
+        found.kind = "weights"
     if not weighing:
         found.base, found.proportional, found.parts, found.along = value.base, False, value.parts, value.along
     return found
+
+
+def _is_relu(call: Call, scores: Tensor) -> bool:
+    """Return whether scores are set to 0 where they are negative."""
+    return bool(call.mask_sources()) and bool(torch.equal(call.out.detach(), scores.detach().clamp(min=0)))
 
 
 @rule(*ADDING)
@@ -167,7 +174,7 @@ def _axes_of(call: Call) -> AxesOf | None:
         size = math.prod(call["kernel_size"])
         inside = (*ax.dimension(before[1], True), *ax.dimension(size, False))
         return lambda of: (of[0][0], inside, *ax.tokens(shape[2:]))
-    if len(shape) == len(before) and call.name != "as_strided":
+    if len(shape) == len(before) and call.name not in ("as_strided", "gather"):
         return lambda of: ax.resized(of[0], shape)
     return None
 

@@ -192,6 +192,8 @@ def joined(call: Call) -> list[Value]:
         found.kind, old = live[0].kind, live[0].dim
         if old is not None:
             found.dim = old + 1 if stacks and old >= dim else old if stacks or old != dim else None
+    elif {value.kind for value in live} == {"scores", None}:
+        found.kind = "scores"  # such as those of a learned key
     if joins_unlike(found):
         call.tape.unlike[found.rearranges] = shape[-1]
     if len(live) == len(parts) > 1 and len(set(sizes)) == 1:
