@@ -29,7 +29,7 @@ from torch import Tensor
 
 import vitx
 from vitx.attribution import Methods
-from vitx.cli.asking import Asked
+from vitx.cli.asking import Request
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output
 from vitx.cli.many import explained, predict, read_picture
@@ -41,7 +41,7 @@ from vitx.models.checkpoints import model_of_weights
 from vitx.models.classes import known_class_names
 
 BATCH = 8
-PREDICTED = [Asked()]
+PREDICTED = [Request()]
 _CPU = torch.device("cpu")
 GOALS = {"share": 0.75, "start": 1.5, "drawing": 10}
 IMPORT = "import torch, timm"

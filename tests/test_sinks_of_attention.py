@@ -9,7 +9,7 @@ from timm.models import SwinTransformer, VisionTransformer
 
 import vitx
 from vitx import VitxError
-from vitx.cli.asking import Asked
+from vitx.cli.asking import Request
 from vitx.cli.findings import Finding, Map, Product
 from vitx.cli.model import Subject
 from vitx.functional.sinks import sinks
@@ -111,7 +111,7 @@ def test_the_command_rings_them(said):
     prepare = Preprocessing((64, 64), (0.5,) * 3, (0.5,) * 3)
     product = Product(Subject(torch.nn.Identity(), prepare, 5, None, {"rollout": {}}), (".png",))
     for kept in (found, replace(found, sinks=None)):
-        one = Map(Asked(), kept)
+        one = Map(Request(), kept)
         pixels, logits = found.pixels()[0], found.logits[0]
         product.drawn(Finding(0, Path("x.png"), images[0], pixels, "", logits=logits, maps=(one,)))
     assert ["rings" in one for one in said] == [True, False]

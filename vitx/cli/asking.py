@@ -19,8 +19,8 @@ _OTHERS = ("similar_to", "patch", "region", "objects")  # questions other than a
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question about each picture."""
+class Request:
+    """A request of the command: one question about each picture."""
 
     target: Target = None
     index: int | None = None  # of a class or a text; None for the predicted class and other questions
@@ -62,32 +62,32 @@ def check_questions(options: Any) -> bool:
     return other
 
 
-def questions_of(options: Any, subject: Subject) -> list[Asked]:
+def questions_of(options: Any, subject: Subject) -> list[Request]:
     """Return the questions that the options ask: at least one."""
     if options.text is not None:
         texts = Text(*options.text, against=options.against, tokenizer=subject.tokenizer)
         other = None if options.against is None else len(options.text)
-        return [Asked(texts.at(place), place, other) for place in range(len(options.text))]
+        return [Request(texts.at(place), place, other) for place in range(len(options.text))]
     if options.similar_to is not None:
         file = find_picture(options.similar_to, subject.prepare.suffixes)
-        return [Asked(similar_to(subject.batch([file])), name="similar")]
+        return [Request(similar_to(subject.batch([file])), name="similar")]
     if options.patch is not None:
         row, column = options.patch
-        return [Asked(token(row, column), name=f"patch_{row}_{column}")]
+        return [Request(token(row, column), name=f"patch_{row}_{column}")]
     if options.region is not None:
         cls, *box = options.region
-        return [Asked(region(int(cls), box=box), name=f"region_{int(cls)}")]
+        return [Request(region(int(cls), box=box), name=f"region_{int(cls)}")]
     if options.objects is not None:
-        return [Asked(name=f"object_{place + 1}", object=place) for place in range(options.objects)]
+        return [Request(name=f"object_{place + 1}", object=place) for place in range(options.objects)]
     targets = dict.fromkeys(map(subject.find_class, options.target))
     if options.against is None:
-        return [Asked(one, one) for one in targets]
+        return [Request(one, one) for one in targets]
     against = subject.find_class(options.against)
     if against is None or None in targets:
         raise VitxError("--against compares two classes: name both, as in --target dog --against wolf")
     if against in targets:
         raise VitxError(f"--target and --against are the same class, {subject.name(against)}: name two")
-    return [Asked(difference(one, against), one, against) for one in targets if one is not None]
+    return [Request(difference(one, against), one, against) for one in targets if one is not None]
 
 
 def check_target(targets: Sequence[str], methods: Methods, against: str | None = None) -> None:

@@ -33,7 +33,7 @@ from torch import nn
 
 import vitx
 from vitx.attribution import DEFAULT, Methods, find_method, methods, telling, title_of, with_options
-from vitx.cli.asking import Asked, add_questions, check_questions, check_target, questions_of
+from vitx.cli.asking import Request, add_questions, check_questions, check_target, questions_of
 from vitx.cli.findings import Product
 from vitx.cli.folder import Output, linked
 from vitx.cli.many import SHARD, predict
@@ -171,7 +171,7 @@ def _files(paths: Sequence[str], folder: Path) -> list[Path]:
     return files
 
 
-def _asked(options: Any, asked: Methods, other: bool) -> tuple[Subject, list[Asked]]:
+def _asked(options: Any, asked: Methods, other: bool) -> tuple[Subject, list[Request]]:
     """Load the model and its questions; classes and texts are tried on a blank picture before any is read."""
     texts = options.text or []
     subject = load_subject(options, asked, optional=not options.method, classes=not other, texts=bool(texts))
@@ -215,7 +215,7 @@ def _device(running: dict[str, Any]) -> torch.device | None:
     raise VitxError(f"torch can use no {accelerator} here: use accelerator=cpu")
 
 
-def _show(options: Any, asked: Asked, files: list[Path], output: Output, overview: Overview | None) -> None:
+def _show(options: Any, asked: Request, files: list[Path], output: Output, overview: Overview | None) -> None:
     """Write the overview and the page, and open the result, each if requested."""
     subject = output.product.subject
     name = telling(subject.methods)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitx.attribution import title_of
-from vitx.cli.asking import Asked
+from vitx.cli.asking import Request
 from vitx.cli.model import Subject
 from vitx.errors import failure
 from vitx.explanation import Explanation
@@ -30,7 +30,7 @@ NOTHING = torch.empty(0)
 class Map:
     """One map of a picture."""
 
-    asked: Asked  # empty if it is about a class and the method is not class-specific
+    asked: Request  # empty if it is about a class and the method is not class-specific
     found: Explanation  # of this picture alone
 
     @property

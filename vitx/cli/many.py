@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vitx.attribution import find_method, telling
-from vitx.cli.asking import Asked
+from vitx.cli.asking import Request
 from vitx.cli.findings import NOTHING, Finding, Map
 from vitx.cli.folder import Output
 from vitx.cli.model import Subject
@@ -33,12 +33,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def explained(subject: Subject, questions: Sequence[Asked], pictures: Sequence[Finding]) -> Iterator[Finding]:
+def explained(
+    subject: Subject, questions: Sequence[Request], pictures: Sequence[Finding]
+) -> Iterator[Finding]:
     """Answer questions about a batch of pictures by all methods, and yield the finding in each picture."""
     if not pictures:
         return
     images = subject.move(torch.stack([picture.image for picture in pictures]))
-    answers: list[tuple[Asked, Explanation]] = []
+    answers: list[tuple[Request, Explanation]] = []
     for asked in questions:
         methods = subject.methods
         if answers and not asked.name:  # methods without a class have run
@@ -54,12 +56,12 @@ def explained(subject: Subject, questions: Sequence[Asked], pictures: Sequence[F
         maps = []
         for asked, one in answers:
             own = one[row * (1 + one.paired) : (row + 1) * (1 + one.paired)]
-            maps.append(Map(asked if asked.name or find_method(one.method).gradient else Asked(), own))
+            maps.append(Map(asked if asked.name or find_method(one.method).gradient else Request(), own))
         yield replace(picture, image=NOTHING, logits=logits[row], maps=tuple(maps))
 
 
 def predict(
-    questions: Sequence[Asked],
+    questions: Sequence[Request],
     files: Sequence[Path],
     output: Output,
     device: torch.device,

@@ -33,7 +33,7 @@ LARGEST = 200 * 2**20  # bytes of a page: browsers fail on larger ones
 NO_GRID = "The tokens of this layer have no grid in the picture, so there is nothing to point at."
 
 Explain = Callable[..., dict[str, Explanation]]
-Run = Callable[..., Any]
+Forward = Callable[..., Any]
 
 
 def view(
@@ -50,7 +50,7 @@ def view(
         raise VitxError("the model that was explained is gone: keep it as long as you view its explanation")
     found = found.to(next(model.parameters(), found.maps).device)
     assert found.images is not None
-    run: Run = forward
+    run: Forward = forward
     if isinstance(target, Question):
         with torch.no_grad(), untouched(model):
             run = target.put(model, found.images[:: 1 + found.paired]).forward
@@ -141,7 +141,7 @@ def _map(by: Explanation, number: int, slot: int) -> dict[str, Any]:
     return {"method": by.method, "target": target, **numbers}
 
 
-def _see(model: nn.Module, image: Tensor, run: Run, images: int) -> tuple[dict[str, Any], Tensor | None]:
+def _see(model: nn.Module, image: Tensor, run: Forward, images: int) -> tuple[dict[str, Any], Tensor | None]:
     """Record a pass on one of this many images; return its attention and the output of the model."""
     tape = Tape(model)
     recorder = Recorder(tape)
