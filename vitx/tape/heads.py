@@ -88,7 +88,9 @@ def tokens_of_rows(tape: Tape, layer: Layer) -> dict[Attention, Tensor]:
     The numbers are random. A row that belongs to several tokens has the mean of their numbers.
     """
     attentions = layer.attentions
-    given = {one: torch.zeros(2, *one.weights.shape[:3:2], dtype=torch.float64) for one in attentions}
+    shapes = [one.weights.shape for one in attentions]
+    zeros = [torch.zeros(2, images, rows, dtype=torch.float64) for images, _, rows, _ in shapes]
+    given = dict(zip(attentions, zeros, strict=True))
     first = min(one.index for one in attentions)
     for number, residual in enumerate(sorted(layer.residuals, key=lambda one: one.index)):
         assert residual.stream is not None

@@ -197,9 +197,8 @@ class Recorder(TorchDispatchMode):
         """Keep what will be overwritten; the rule of an in-place operator sees a stand-in for its target."""
         if call.overload.in_place:
             target = into[0]
-            constant = (
-                call.value(target) is None
-            )  # rules may read it later, as the offset of a linear operator
+            # Rules may read a constant target later, as the offset of a linear operator.
+            constant = call.value(target) is None
             copied = self.tape.network is not None or (constant and call.name != "copy")
             before = target.clone() if copied else target.detach()
             if constant:

@@ -63,7 +63,11 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
     if len(live) == 1 or len(counted) == 1:
         found = _shifted(call, (counted or values)[0], _linear(sources, exact), alone=len(live) == 1)
         constants = [one for one, _ in summands if call.value(one) is None]
-        if len(live) == 1 and found.shape == values[0].shape and all(map(_is_zero, constants)):
+        if (
+            len(live) == 1
+            and found.shape == values[0].shape
+            and all(_is_zero(call, one) for one in constants)
+        ):
             found.base, found.proportional = values[0].base, values[0].proportional
             found.times, found.mass = values[0].times * as_number(live[0][1]), values[0].mass
     else:
@@ -74,10 +78,10 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
     return found
 
 
-def _is_zero(constant: Any) -> bool:
-    """Return whether a summand is 0; a weight is not asked."""
+def _is_zero(call: Call, constant: Any) -> bool:
+    """Return whether a summand is 0; a weight is taken for another number."""
     if isinstance(constant, Tensor):
-        return not constant.requires_grad and is_zero(constant)
+        return call.tensors.origin(constant) != "learned" and is_zero(constant)
     return isinstance(constant, (int, float)) and constant == 0
 
 
