@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from safetensors.torch import save_file
 
 import vitx
 from tests import models
-from tests.processes import run_together
-from vitx.cli import main
+from tests.processes import run_together, start_apart
+from vitx.cli import main, many
 from vitx.cli.findings import Product
 from vitx.cli.folder import linked
 from vitx.inputs.preprocessing import Preprocessing
@@ -69,31 +70,21 @@ def shards(output):
     return [np.load(path)["files"].tolist() for path in sorted((output / "shards").glob("*.npz"))]
 
 
-SMALL_SHARDS = """
-import sys
-from vitx.cli import main, many
-many.SHARD = 8
-sys.exit(main())
-"""
+def in_small_shards(words):
+    many.SHARD = 8
+    return main(words)
 
 
-def start(words, *interpreter):
-    """Start the command in a process and a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, *(interpreter or ("-m", "vitx")), *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        # If the tests run in the background, SIGINT is ignored, and child processes inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def as_a_module(words):
+    """Run the command as `python -m vitx` does, which Lightning starts again for its other processes."""
+    sys.argv[1:], sys.modules["__main__"].__spec__ = words, find_spec("vitx.__main__")
+    return main(words)
 
 
-def wait_for(process, output):
-    """Wait until some pictures are written."""
+def wait_for(output, process):
+    """Wait until some pictures are written, or the process has ended."""
     deadline = time.monotonic() + 120
-    while len(written(output)) < 4 and process.poll() is None and time.monotonic() < deadline:
+    while len(written(output)) < 4 and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -262,14 +253,6 @@ class TestFiles:
         assert main(command(*words, weights=weights)) == 0
         with np.load(output / "wide.png.npz") as arrays:
             assert arrays["rollout"].shape == (2, 7)
-
-
-@pytest.mark.slow
-def test_one_device_needs_no_lightning(folder, weights, tmp_path):
-    words = command(folder / "a.png", "--output", tmp_path / "maps", weights=weights)
-    code = f"import sys; from vitx.cli import main; main({words}); print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
 
 
 class TestShards:
@@ -443,10 +426,11 @@ class TestResume:
             Image.new("RGB", (40, 40), (number, 9, 9)).save(folder / f"many-{number:03d}.png")
         output = tmp_path / "maps"
         words = command(folder, "--output", output, "--batch-size", 2, weights=weights)
-        process = start(words)
-        wait_for(process, output)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        process = start_apart(main, words)
+        wait_for(output, process)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode == 130
         before = {name: (output / name).stat().st_mtime_ns for name in written(output)}
         assert 4 <= len(before) < 65
         for name in before:
@@ -466,10 +450,10 @@ def test_the_model_alone_was_killed(folder, weights, tmp_path):
     words = command(
         folder, "--output", output, "--save", "png", "shards", "--run-options", "workers=2", weights=weights
     )
-    process = start(words, "-c", SMALL_SHARDS)
-    wait_for(process, output)
+    process = start_apart(in_small_shards, words)
+    wait_for(output, process)
     process.kill()
-    process.wait()
+    process.join()
     deadline = time.monotonic() + 30
     while subprocess.run(["pgrep", "-g", str(process.pid)], stdout=subprocess.DEVNULL).returncode == 0:
         assert time.monotonic() < deadline, "its writers live on"
@@ -504,10 +488,10 @@ def test_two_processes_share_the_pictures_and_go_on_when_killed(folder, weights,
     output, log = tmp_path / "maps", tmp_path / "log"
     words = ["--run-options", "devices=2", "strategy=ddp", *ALONE, "--batch-size", 2, "--output", output]
     words += ["--save", "png", "json", "--method", "rollout"]
-    process = start(command(folder, *words, weights=weights))
-    wait_for(process, output)
+    process = start_apart(as_a_module, command(folder, *words, weights=weights))
+    wait_for(output, process)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     before = written(output)
     assert 4 <= len(before) < 65
     for name in before:
