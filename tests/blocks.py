@@ -1,5 +1,7 @@
 """A small network of exchangeable blocks, and the maps of a block that is written in some way."""
 
+import functools
+
 import torch
 from torch import nn
 
@@ -72,3 +74,18 @@ def check_alike(found, wanted):
     torch.testing.assert_close(found[0], wanted[0])
     for one, other in zip(found[1], wanted[1], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-9 * other.max().item())
+
+
+def ways(tables):
+    """Return the name of each table with each of its ways but the first."""
+    return [(name, way) for name, (table, *_) in tables.items() for way in [*table][1:]]
+
+
+@functools.cache
+def _plain(make, first, shared):
+    return explained(make(first), shared)
+
+
+def check_like_the_first(way, table, make, shared=HEADS):
+    """Assert that `make` returns a block with the same maps for a way of a table as for its first one."""
+    check_alike(explained(make(table[way]), shared), _plain(make, next(iter(table.values())), shared))

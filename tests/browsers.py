@@ -45,6 +45,6 @@ def opened(browser, path, **options):
 
 
 def shoot(page, name, **options):
-    """Take a screenshot, and save it for inspection if VITX_SCREENSHOTS names a folder."""
-    folder = os.environ.get("VITX_SCREENSHOTS")
-    return page.screenshot(path=folder and Path(folder) / f"{name}.png", **options)
+    """Save a screenshot for inspection if VITX_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("VITX_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", **options)

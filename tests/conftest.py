@@ -5,6 +5,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
+from shutil import copyfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # set before its client is imported
 
@@ -51,10 +52,20 @@ def _few_objects_to_look_through():
     gc.freeze()
 
 
-@pytest.fixture
-def mlflow(tmp_path, monkeypatch):
-    """Yield MLflow with its store in the folder of the test, which leaves no active run or experiment."""
+@pytest.fixture(scope="session")
+def _empty_store(tmp_path_factory):
+    """Return a store of MLflow without runs, for tests to copy: a new one takes a second to make."""
     library = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    library.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow(tmp_path, monkeypatch, _empty_store):
+    """Yield MLflow with its store in the folder of the test, which leaves no active run or experiment."""
+    library = pytest.importorskip("mlflow")
+    copyfile(_empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")  # the default one, like the next
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)

@@ -1,4 +1,4 @@
-"""Run a function in several processes that train together, as torchrun starts them.
+"""Run a function in several processes that train together, as torchrun starts them, or in one of its own.
 
 The processes are forked from one that has imported the libraries and done nothing else.
 """
@@ -6,6 +6,7 @@ The processes are forked from one that has imported the libraries and done nothi
 import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,21 @@ def run_together(count: int, function: Callable[..., Any], *arguments: Any) -> N
     finally:
         for process in context.processes:
             process.kill()
+
+
+def start_apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Start a function in a process and a process group of its own, which exits with what it returns."""
+    process = FORKED.Process(target=_apart, args=(function, arguments))
+    process.start()
+    return process
+
+
+def _apart(function: Callable[..., Any], arguments: Any) -> None:
+    os.setsid()
+    # If the tests run in the background, SIGINT is ignored, and child processes inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    sys.exit(function(*arguments))
 
 
 def _one(rank: int, count: int, port: int, function: Callable[..., Any], arguments: Any) -> None:

@@ -104,15 +104,16 @@ def methods(name: str, family: Family) -> str:
 def carrying(kind: Refused) -> str:
     """List the methods that explain a model of `NOT_PLAIN`, with conservation checked."""
     images = torch.randn(1, 3, kind.image_size, kind.image_size, generator=torch.Generator().manual_seed(1))
-    found = explained(kind.build().eval(), images)
+    found = explained(kind.build().eval(), images, apart=("flow", "legrad"))
     for method, one in found.items():
         assert one.conservation is not None, method
     return ", ".join(f"`{method}`" for method in found)
 
 
-def explained(model: nn.Module, images: Tensor, target: Any = None) -> dict[str, vitx.Explanation]:
-    """Explain by all methods that do not refuse; those that rarely do share a pass."""
-    apart = ("flow", "legrad")
+def explained(
+    model: nn.Module, images: Tensor, target: Any = None, apart: tuple[str, ...] = ("legrad",)
+) -> dict[str, vitx.Explanation]:
+    """Explain by all methods that do not refuse; all but those set `apart`, which may, share a pass."""
     found = {}
     for together in ([name for name in vitx.methods() if name not in apart], *([name] for name in apart)):
         try:

@@ -2,13 +2,11 @@
 
 import base64
 import io
-import os
 import re
 import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -134,13 +132,6 @@ def page(tensorboard, logged, browser):
         yield page
 
 
-@pytest.fixture
-def shoot(page, tmp_path):
-    """Return a function that takes a screenshot for inspection."""
-    folder = Path(os.environ.get("VITX_SCREENSHOTS", tmp_path))
-    return lambda name: page.screenshot(path=folder / f"{name}.png")
-
-
 def show_only(page, tags):
     """Filter the cards: the page does not load those that are far down or in a folded group."""
     field = page.get_by_role("combobox", name="Filter tags")
@@ -153,7 +144,7 @@ def has_color(chart):
     return np.ptp(pixels(chart.screenshot()), -1).max() > 20
 
 
-def assert_plays_back(card, logged, shoot, name):
+def assert_plays_back(page, card, logged, name):
     """Assert that the slider starts at the last step and shows the logged picture of each step."""
     image, steps = card.locator("img"), sorted(logged)
 
@@ -166,7 +157,7 @@ def assert_plays_back(card, logged, shoot, name):
             card.get_by_role("slider").press(key)
         playwright.expect(card).to_contain_text(re.compile(rf"step\s+{step}\b", re.IGNORECASE))
         wait_for(partial(shows, step), f"the picture of step {step}")
-        shoot(f"{name}-step-{step}")
+        browsers.shoot(page, f"{name}-step-{step}")
 
 
 def test_the_logged_pictures_differ_visibly(logged):
@@ -176,22 +167,22 @@ def test_the_logged_pictures_differ_visibly(logged):
     assert all(np.abs(picture - first).mean() > 3 for picture in later)
 
 
-def test_the_images_page_plays_the_training_back(page, logged, shoot):
+def test_the_images_page_plays_the_training_back(page, logged):
     page.goto("#images")
     card = page.locator("tf-image-loader", has_text="vitx/maps")
-    assert_plays_back(card, logged, shoot, "images")
+    assert_plays_back(page, card, logged, "images")
 
 
-def test_the_time_series_page_plays_the_training_back_beside_the_scalars(page, logged, shoot):
+def test_the_time_series_page_plays_the_training_back_beside_the_scalars(page, logged):
     page.goto("#timeseries")
     playwright.expect(page.locator("metrics-card-group-toolbar", has_text="vitx")).to_be_attached()
-    shoot("time-series")
+    browsers.shoot(page, "time-series")
     show_only(page, "^vitx/maps$")
     card = page.locator("image-card", has_text="vitx/maps").filter(visible=True)
-    assert_plays_back(card, logged, shoot, "time-series")
+    assert_plays_back(page, card, logged, "time-series")
     show_only(page, "^vitx/.*/entropy$")
     for method in ("rollout", "grad_rollout"):
         card = page.locator("scalar-card", has_text=f"vitx/{method}/entropy").filter(visible=True)
         playwright.expect(card).to_contain_text("training")  # the run, in the table below the chart
         wait_for(partial(has_color, card.locator(".series-view")), f"the curve of {method}")
-    shoot("time-series-entropy")
+    browsers.shoot(page, "time-series-entropy")

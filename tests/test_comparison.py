@@ -3,7 +3,6 @@
 import json
 import re
 from html import unescape
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from tests.browsers import opened as open_page
 from tests.browsers import shoot
 from tests.played_runs import (
     COUNT,
-    LABELS,
     LOGITS,
     STEPS,
     maps,
@@ -24,9 +22,6 @@ from tests.played_runs import (
     write_run,
 )
 from tests.test_report import articles, films, picture, report, said
-from vitx.cli.report_page import columns
-from vitx.runs.comparing import compare_settings, meetings
-from vitx.runs.run import Run
 
 
 def write_one(folder, rate, accuracy, depth=4, **options):
@@ -121,63 +116,6 @@ def test_the_slider_goes_by_the_share_of_the_training(page, logs):
         frames = films(cell, 3)["attention rollout"][..., 0]
         expected = maps(0)["rollout"][image], maps(40)["rollout"][image]
         assert [int(frame.argmax()) for frame in frames] == [int(expected[k].argmax()) for k in (0, 0, 1)]
-
-
-def bare(settings, path="r", numbers=None):
-    """Return a run without methods."""
-    facts = {"settings": settings}
-    return Run(Path(path), Path(path), facts, numbers or {}, (0,), {}, LOGITS[None], pixels())
-
-
-def test_what_is_no_number_has_a_place_in_no_order():
-    values = [2.0, float("nan"), float("inf"), 1.0]
-    runs = [
-        bare({"rate": rate}, numbers={"val/loss": {3: value}})
-        for value, rate in zip(values, (0.5, float("inf"), "none", 0.25), strict=True)
-    ]
-    rate, steps, loss = columns(runs, compare_settings(runs)[0])
-    assert [(cell.text, cell.value) for cell in rate.cells] == [
-        ("0.5", 0.5), ("inf", None), ("none", "none"), ("0.25", 0.25)
-    ]  # fmt: skip
-    assert [(cell.text, cell.value, cell.share) for cell in loss.cells] == [
-        ("2", 2, 1), ("nan", None, None), ("inf", None, None), ("1", 1, 0)
-    ]  # fmt: skip
-    assert [cell.share for cell in steps.cells] == [None] * 4, "all are alike"
-
-
-def test_settings_are_compared_by_their_names():
-    adam = {"opt": {"name": "adam"}}
-    runs = [bare(settings) for settings in ({"lr": 1, **adam}, {"lr": 2, **adam, "extra": [{"a": 1}]}, {})]
-    differing, shared = compare_settings(runs)
-    assert {setting.name: dict(setting.values) for setting in differing} == {
-        "lr": {0: 1, 1: 2}, "name": {0: "adam", 1: "adam"}, "a": {1: 1}
-    }  # fmt: skip
-    assert [setting.key for setting in shared] == ["vitx.methods", "vitx.version"]
-
-
-def test_paths_are_compared_by_where_they_lead():
-    runs = [
-        bare({"data": data, "own": own}, run)
-        for run, data, own in (("logs/a", "../../data", "../x"), ("logs/b/c", "../../../data", "../x"))
-    ]
-    differing, shared = compare_settings(runs)
-    assert [setting.key for setting in differing] == ["own"]
-    assert "data" in [setting.key for setting in shared]
-
-
-def test_images_meet_whatever_their_place_and_methods_must_be_the_same(tmp_path):
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", count=2, images=pixels()[[2, 0]])
-    write_run(tmp_path / "c", images=pixels().repeat(3, 1).repeat(3, 2))  # with larger pictures
-    write_images(tmp_path / "d", 0, pixels(), LABELS)
-    write_firing(tmp_path / "d", 0, {"rollout": maps(0)["rollout"]}, LOGITS)
-    runs = [open_run(tmp_path / name) for name in "abcd"]
-    found = meetings(runs)
-    assert [(meeting.runs, len(meeting.titles), meeting.images) for meeting in found] == [
-        ([0, 1, 2], 2, [{0: 0, 1: 1, 2: 0}, {0: 2, 1: 0, 2: 2}]),
-        ([0, 2], 2, [{0: 1, 2: 1}]),
-        ([3], 1, [{3: 0}, {3: 1}, {3: 2}]),
-    ]
 
 
 def test_maps_of_one_method_stand_in_one_row(tmp_path):
@@ -309,14 +247,17 @@ def test_runs_are_hidden_and_stand_out(opened):
     assert "focus-1" in opened.locator("html").get_attribute("class")
 
 
+def boxes(page, parts):
+    return page.locator(parts).evaluate_all("parts => parts.map(part => part.getBoundingClientRect())")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 def test_the_page_fits_its_window(width, scheme, opened):
     opened.set_viewport_size({"width": width, "height": 800})
     opened.emulate_media(color_scheme=scheme)
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
-    for tile in opened.locator(".cell .tile").all():
-        assert tile.bounding_box()["width"] > 90
+    assert min(box["width"] for box in boxes(opened, ".cell .tile")) > 90
     shoot(opened, f"comparison-{width}-{scheme}", full_page=True)
 
 
@@ -326,9 +267,7 @@ def test_it_prints_the_moment_that_is_shown(opened, tmp_path):
     opened.set_viewport_size({"width": 1000, "height": 700})  # like a sheet of paper
     assert opened.get_by_role("slider").count() == 0
     assert "The maps are those at the start." in opened.locator("body").inner_text()
-    for part in opened.locator("td, .cell .tile").all():
-        box = part.bounding_box()
-        assert box["x"] + box["width"] <= 1000
+    assert max(box["right"] for box in boxes(opened, "td, .cell .tile")) <= 1000
     drawn = opened.evaluate("""() => {
         dispatchEvent(new Event("beforeprint"));
         const count = document.querySelectorAll("canvas").length;

@@ -7,14 +7,14 @@ import pytest
 import timm
 import torch
 
-from tests import models, oracle
+from tests import models, visible
 from vitx import explain
 
 
 def seen_attentions(model, images):
     """Return a copy of the model, and A of each attention, (B or windows, N, N), averaged over its heads."""
-    twin = oracle.visible_twin(model)
-    with oracle._softmaxes() as found:
+    twin = visible.visible_twin(model)
+    with visible.softmaxes() as found:
         twin(images)
     return twin, [a.detach().double().mean(1) for a in found]
 

@@ -7,7 +7,7 @@ from packaging.version import Version
 from torch import nn
 from torch.nn import functional as F
 
-from tests import models, oracle
+from tests import models, visible
 from tests.test_relevance import IMAGES, KINDS, WIDTH, vit
 from vitx import VitxError, explain, explain_methods
 from vitx.tape.contraction import across
@@ -174,9 +174,9 @@ def test_every_kind_is_complete(kind):
 @pytest.mark.parametrize("name", ["deit", "deit3", "siglip", "average pooling", "eva02", "beit", "hybrid"])
 def test_the_network_written_out_is_complete(name):
     """The image and the parameters that are added sum to the score in the oracle's own network."""
-    model = oracle.visible_twin(models.built(name, torch.float64))
+    model = visible.visible_twin(models.built(name, torch.float64))
     images = models.FAMILIES[name].images(dtype=torch.float64).requires_grad_()
-    with torch.enable_grad(), oracle._softmaxes(constant=True), oracle.Linearized():
+    with torch.enable_grad(), visible.softmaxes(constant=True), visible.Linearized():
         score = model(images)[:, 2].sum()
     added = [
         parameter

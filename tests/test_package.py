@@ -13,6 +13,9 @@ from zipfile import ZipFile
 
 import networkx
 import pytest
+import timm
+import torch
+from PIL import Image
 
 import vitx
 
@@ -21,21 +24,43 @@ ROOT = Path(vitx.__file__).parents[1]
 
 LIGHT = """
 import sys
-for name in ("vitx", "vitx.watch", "vitx.callbacks.huggingface"):
-    __import__(name)
+from contextlib import redirect_stdout
+from importlib import import_module
+
+def explain(words):
+    with redirect_stdout(sys.stderr):
+        assert import_module("vitx.cli").main(words) == 0
+
+for load, *words in (
+    (import_module, "vitx"),
+    (explain, sys.argv[1:]),
+    (import_module, "vitx.watch"),
+    (import_module, "vitx.callbacks.huggingface"),
+):
+    load(*words)
     print(*sorted({module.split(".")[0] for module in sys.modules}))
 """
 
 
 @pytest.mark.slow
-def test_imports_are_light():
-    """`import vitx` loads no model library, Lightning or matplotlib; a watch loads no training framework."""
-    said = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True, check=True)
-    core, watch, hugging_face = (set(line.split()) for line in said.stdout.splitlines())
+def test_imports_are_light(tmp_path):
+    """`import vitx` loads no model library, Lightning or matplotlib; a watch loads no training framework.
+
+    Neither does the command on one device.
+    """
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "model.pth")
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    words = ["explain", "a.png", "--model", "test_vit", "--weights", "model.pth"]
+    words += ["--run-options", "accelerator=cpu", "workers=1"]
+    said = subprocess.run(
+        [sys.executable, "-c", LIGHT, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    core, command, watch, hugging_face = (set(line.split()) for line in said.stdout.splitlines())
     lightnings = {"lightning", "pytorch_lightning"}
     models = {"timm", "torchvision", "transformers", "open_clip"}
     assert "vitx" in core
     assert not core & {*lightnings, *models, "matplotlib", "scipy"}
+    assert not command & {*lightnings, "transformers"}
     assert not watch & {*lightnings, "transformers"}
     assert not hugging_face & lightnings
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests import oracle
+from tests import oracle, visible
 from vitx import VitxError, explain
 
 SIDE, WIDTH, DEPTH = 4, 12, 3
@@ -141,7 +141,7 @@ def kept_and_sent(block, weights, discard):
 @pytest.mark.parametrize("block", [Convolved, SharedQueries])
 def test_what_a_token_keeps_is_computed_where_the_residual_is(block, method, discard):
     model, images = built(block)
-    with torch.enable_grad(), oracle.Linearized():
+    with torch.enable_grad(), visible.Linearized():
         score = model(images)[:, 1].sum()
     attentions = [one.a.detach() for one in model.blocks]
     if method == "grad_rollout":

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests import oracle
+from tests import oracle, visible
 from vitx import explain, explain_methods
 
 WIDTH, SIDE, PATCH, CLASSES = 24, 4, 4, 5
@@ -171,7 +171,7 @@ def full_matrices(net, images=IMAGES, share=1.0, target=TARGET, row=None):
 def kept_matrices(net, images, share, target):
     """Return A and G by layer, (B, heads, N, N), x * dS/dx by residual, (B, N), the pooling and output."""
     net.seen = ([[], []], [], [])
-    with torch.enable_grad(), oracle.Linearized():
+    with torch.enable_grad(), visible.Linearized():
         logits = net(images)
     layers, streams, pooling = net.seen
     net.seen = None

@@ -6,7 +6,7 @@ import demo.digits
 from demo.digits import DigitScenes, split_digits
 from demo.glyphs import ALPHABET, digits, letters
 from demo.marks import MARKS
-from demo.scenes import SCENE_SIZE, cut_fragments, draw_scenes
+from demo.scenes import SCENE_SIZE, Scenes, cut_fragments, draw_scenes
 from vitx.errors import VitxError
 
 PATCH = 8
@@ -24,7 +24,10 @@ def digit_scenes(count: int, bank: int = 50):
     generator = torch.Generator().manual_seed(0)
     fragments = cut_fragments(glyphs[:: len(glyphs) // bank], generator)
     picked = torch.randint(len(glyphs), (count,), generator=generator)
-    return draw_scenes(glyphs[picked, None], fragments, generator), classes[picked]
+    # Few at a time, since canvases that fit the cache are drawn on several times as fast.
+    drawn = [draw_scenes(glyphs[some, None], fragments, generator) for some in picked.split(100)]
+    images, ink = (torch.cat([getattr(one, name) for one in drawn]) for name in ("images", "ink"))
+    return Scenes(images, ink), classes[picked]
 
 
 def hits(score: torch.Tensor, boxes: torch.Tensor) -> float:

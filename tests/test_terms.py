@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.blocks import HEADS, TOKENS, check_alike, explained, weights
+from tests.blocks import HEADS, TOKENS, check_alike, check_like_the_first, explained, ways, weights
 from vitx import VitxError
 
 SIZES = (2, 3, 1, 6)  # of heads of unequal width
@@ -200,19 +200,11 @@ TABLES = {
     "less the mean": (LESS_THE_MEAN, centered),
     "terms that are added up anew": (ADDED_ANEW, lambda block: block),
 }
-WAYS = [(name, way) for name, (table, _) in TABLES.items() for way in [*table][1:]]
 
 
-@functools.cache
-def plainly(name):
-    table, make = TABLES[name]
-    return explained(make(next(iter(table.values()))))
-
-
-@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(("name", "way"), ways(TABLES))
 def test_terms_have_the_same_maps_however_they_are_written(name, way):
-    table, make = TABLES[name]
-    check_alike(explained(make(table[way])), plainly(name))
+    check_like_the_first(way, *TABLES[name])
 
 
 def by_einsum(a, m, w, u, b):

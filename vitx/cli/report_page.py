@@ -224,10 +224,12 @@ def _svg(lines: Sequence[Line], points: int) -> str:
     of_a_file = r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\""
     svg = re.sub(of_a_file, "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"(?<=\d\.\d)\d+(?= |\n|\")", "", svg).replace(_CURRENT, "currentColor")
-    for line in lines:
-        named = f'<g class="curve run-{line.place}"><title>{escape(line.name)}</title>'
-        svg = svg.replace(f'<g id="run-{line.place}">', named)
-    return svg
+    names = {str(line.place): escape(line.name) for line in lines}
+
+    def named(group: re.Match[str]) -> str:
+        return f'<g class="curve run-{group[1]}"><title>{names[group[1]]}</title>'
+
+    return re.sub(r'<g id="run-(\d+)">', named, svg)
 
 
 def columns(runs: Sequence[Run], differing: Sequence[Setting]) -> list[Column]:

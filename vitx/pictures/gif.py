@@ -11,7 +11,7 @@ from vitx.pictures.render import Picture
 
 _LENGTH, _SHORTEST, _LONGEST, _HELD = 8000, 80, 700, 2500  # milliseconds: the film, any frame, the last frame
 _PAPER = 255  # index of the last color: white, which Pillow would only approximate
-_SAMPLED = 200_000  # number of pixels from which the other colors are chosen
+_SAMPLED = 25_000  # number of pixels from which the other colors are chosen: more take long and gain little
 
 
 def write_gif(path: Path, frames: Sequence[Picture]) -> None:
