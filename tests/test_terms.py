@@ -170,6 +170,14 @@ def differences(net, layer, t):
     return x
 
 
+def halves(net, layer, t):
+    q, k, v = net.projected(layer, t)
+    parts = net.out[layer].weight.split(v.shape[-1], 1)
+    heads = [weights(q[:, n], k[:, n]) @ v[:, n] @ parts[n].T for n in range(HEADS)]
+    t = t / 2 + (sum(heads) + net.out[layer].bias) + t / 2
+    return t + net.mlp(t)
+
+
 def shortcut(net, layer, t):
     a = net.branch(layer, t)
     return t + a + net.mlp(t + a)
@@ -189,6 +197,7 @@ ADDED_ANEW = {
     "kept apart": kept_apart,
     "differences": differences,
     "attention twice": twice(shortcut),
+    "half of the input, twice": twice(halves),
 }
 
 TABLES = {

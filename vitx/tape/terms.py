@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vitx.tape.values import Value, Via, after
 
+Weighted = tuple[Value, float | Tensor]  # a value and its factor
+
 _CANCELED = 1e-12
 
 
@@ -26,14 +28,14 @@ class Term(NamedTuple):
 
 
 def terms_of(
-    summands: Sequence[tuple[Value, float | Tensor]],
+    summands: Sequence[Weighted],
 ) -> tuple[list[Term], set[Any]]:
     """Return the terms of a sum, and the sums that were replaced by theirs.
 
     A sum is replaced unless another term was computed from it; a residual only if its stream is that of all
     the terms: otherwise, it is a layer of its own.
     """
-    terms = merged([Term(value, None, as_number(factor)) for value, factor in summands])
+    terms = _given(summands)
     opened: set[Any] = set()
     while (number := next((n for n in range(len(terms)) if _opens(terms, n)), None)) is not None:
         value, via, factor = terms[number]
@@ -44,22 +46,29 @@ def terms_of(
     return terms, opened
 
 
-def added_anew(terms: Sequence[Term], residuals: Iterable[Value]) -> tuple[list[Term], set[Any]] | None:
+def _given(summands: Sequence[Weighted]) -> list[Term]:
+    return merged([Term(value, None, as_number(factor)) for value, factor in summands])
+
+
+def added_anew(
+    summands: Sequence[Weighted], residuals: Iterable[Value]
+) -> tuple[list[Term], set[Any]] | None:
     """Find an earlier residual in a sum that adds up its terms anew, as in e + a + m, with m from e + a.
 
     Args:
-        terms: the terms of the sum.
+        summands: what the sum adds up, with factors.
         residuals: those that may be among them, the last one first.
 
     Returns:
         The terms with the residual, and the sums that it replaces; None if there is none.
     """
+    terms = _given(summands)
     stream = stream_of([term.value for term in terms])
     if len(terms) < 3 and not any(term.value.sum for term in terms if term.value is not stream):
         return None
     whole, inside = _leaves(terms)
     for residual in residuals:
-        if residual is stream:
+        if stream is not None and residual.base == stream.base:
             break
         own, within = _leaves(residual.sum.terms)
         factors = [_ratio(whole[key], term) for key, term in own.items() if key in whole]

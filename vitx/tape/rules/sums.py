@@ -15,12 +15,11 @@ from vitx.tape.call import Call
 from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.registry import rule
 from vitx.tape.sums import Sum
-from vitx.tape.terms import added_anew, as_number, terms_of
+from vitx.tape.terms import Weighted, added_anew, as_number, terms_of
 from vitx.tape.values import Value, reduced
 from vitx.tape.weights import alike
 
 Summand = tuple[Any, float | Tensor]  # a value, tensor or number, and its factor
-Weighted = tuple[Value, float | Tensor]
 
 
 @rule("add", "sub", "rsub")
@@ -150,7 +149,7 @@ def _summed(
     terms, opened = terms_of(summands)
     if not terms:
         return tape.constant(call.out.clone() if tape.accounts else None, shape)
-    anew = added_anew(terms, tape.last_residuals())
+    anew = added_anew(summands, tape.last_residuals())
     replaced: set[Sum] = set()
     if anew is not None and all(term.value.shape == shape for term in anew[0]):
         terms, replaced = anew
