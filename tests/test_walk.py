@@ -32,7 +32,7 @@ class Written:
         return outputs if outs > 1 else outputs[0]
 
     def sum(self, *summands):
-        terms, _ = terms_of(summands)
+        terms, *_ = terms_of(summands)
         found = self.step({term.value: 1 for term in terms}, kind=partial(Sum, terms=terms))
         found.sum = found.made_by
         return found

@@ -26,9 +26,11 @@ class Sum(Step):
 
     Attributes:
         unknown: the terms whose relevance would reach an operator without a rule.
+        whole: whether its terms add up to it, without constants that were added to some of them.
     """
 
     unknown: Sequence[Value] = ()
+    whole: bool = True
 
     def __init__(self, *step: Any, terms: Sequence[Term]) -> None:
         super().__init__(*step)

@@ -29,21 +29,22 @@ class Term(NamedTuple):
 
 def terms_of(
     summands: Sequence[Weighted],
-) -> tuple[list[Term], set[Any]]:
-    """Return the terms of a sum, and the sums that were replaced by theirs.
+) -> tuple[list[Term], set[Any], bool]:
+    """Return the terms of a sum, the sums that were replaced by theirs, and whether these had no constants.
 
     A sum is replaced unless another term was computed from it; a residual only if its stream is that of all
     the terms: otherwise, it is a layer of its own.
     """
     terms = _given(summands)
-    opened: set[Any] = set()
+    opened, whole = set[Any](), True
     while (number := next((n for n in range(len(terms)) if _opens(terms, n)), None)) is not None:
         value, via, factor = terms[number]
         inner, via, factor = value.sum, after(via, value.via), factor * value.times
+        whole = whole and _is_whole(value, inner)
         parts = [Term(one.value, after(via, one.via), factor * one.factor) for one in inner.terms]
         terms = merged([*terms[:number], *parts, *terms[number + 1 :]])
         opened.add(inner)
-    return terms, opened
+    return terms, opened, whole
 
 
 def _given(summands: Sequence[Weighted]) -> list[Term]:
@@ -74,6 +75,7 @@ def added_anew(
         factors = [_ratio(whole[key], term) for key, term in own.items() if key in whole]
         alike = len(factors) == len(own) and all(abs(one / factors[0] - 1) <= _CANCELED for one in factors)
         rest = [term for key, term in whole.items() if key not in own]
+        alike = alike and not any(math.isnan(term.factor) for term in rest)
         if alike and rest and all(term.value.made_from(residual) for term in rest):
             known = Term(residual, None, factors[0] / residual.times)
             return [known, *rest], inside - within
@@ -86,12 +88,17 @@ def _leaves(terms: Sequence[Term]) -> tuple[dict[Any, Term], set[Any]]:
     while left:
         value, via, factor = term = left.pop()
         inner = value.sum
-        if inner is None or via or value.via or value.base != inner.outputs[0].base:  # or it has constants
+        if inner is None or via or value.via or not _is_whole(value, inner):
             found.append(term)
         else:
             inside.add(inner)
             left += [one._replace(factor=one.factor * factor * value.times) for one in inner.terms]
     return {_multiple(term): term for term in merged(found)}, inside
+
+
+def _is_whole(value: Value, inner: Any) -> bool:
+    """Return whether a value is a multiple of the terms of its sum, to which no constant was added."""
+    return bool(value.base == inner.outputs[0].base and inner.whole)
 
 
 def _opens(terms: Sequence[Term], number: int) -> bool:

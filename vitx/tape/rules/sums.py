@@ -146,13 +146,13 @@ def _summed(
 ) -> Value:
     """Record a sum of several values, among which sizes have no share."""
     tape, shape, counted = call.tape, call.out.shape, [value for value, _ in summands]
-    terms, opened = terms_of(summands)
+    terms, opened, whole = terms_of(summands)
     if not terms:
         return tape.constant(call.out.clone() if tape.accounts else None, shape)
     anew = added_anew(summands, tape.last_residuals())
     replaced: set[Sum] = set()
     if anew is not None and all(term.value.shape == shape for term in anew[0]):
-        terms, replaced = anew
+        (terms, replaced), whole = anew, True
         others = [one for one in sources if one[0] not in counted]
         sources = [*((value, factor) for value, _, factor in terms), *others]
     inputs, kind = [term.value for term in terms], partial(Sum, terms=terms)
@@ -161,7 +161,7 @@ def _summed(
     found = call.make(inputs, None, axes=axes, kind=kind, **_linear(sources, exact))
     step = found.made_by
     assert isinstance(step, Sum)
-    found.sum = step
+    found.sum, step.whole = step, whole and not any(value.is_constant for value, _ in sources)
     if step.stream is None:
         step.refuse_within(tape.residuals)
         tape.opened |= opened
