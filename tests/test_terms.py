@@ -178,6 +178,13 @@ def halves(net, layer, t):
     return t + net.mlp(t)
 
 
+def assigned(t):
+    out = torch.empty_like(t)
+    for n in range(TOKENS):
+        out[:, n] = t[:, n]
+    return out
+
+
 def shortcut(net, layer, t):
     a = net.branch(layer, t)
     return t + a + net.mlp(t + a)
@@ -198,6 +205,7 @@ ADDED_ANEW = {
     "differences": differences,
     "attention twice": twice(shortcut),
     "half of the input, twice": twice(halves),
+    "half of what was assigned, twice": twice(lambda net, layer, t: halves(net, layer, assigned(t))),
 }
 
 TABLES = {

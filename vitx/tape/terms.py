@@ -131,8 +131,7 @@ def merged(terms: Sequence[Term]) -> list[Term]:
 def _multiple(term: Term) -> Any:
     """Return what terms have in common that are multiples of one value."""
     value = term.value
-    alike = value.proportional and value.mass is None and term.via is None
-    return (value.base, value.shape) if alike else value
+    return (value.base, value.shape, value.mass) if value.proportional and term.via is None else value
 
 
 def _ratio(one: Term, other: Term) -> float:

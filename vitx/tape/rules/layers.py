@@ -1,11 +1,12 @@
-"""Layers that torch runs as one operator: convolutions and norms.
+"""Layers that torch runs as one operator: linear layers, convolutions and norms.
 
-A convolution divides relevance evenly among channels and the real pixels under a window. A norm is linear
-except for its scale, which is held constant.
+A linear layer divides relevance evenly among channels, a convolution also among the real pixels under a
+window. A norm is linear except for its scale, which is held constant.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from torch.nn import functional as F
 from vitx.tape import axes as ax
 from vitx.tape.axes import dimensions
 from vitx.tape.call import Call
+from vitx.tape.contraction import across, of_matmul
 from vitx.tape.expanded import fitted, reshaped, shared, spread, summed
 from vitx.tape.registry import rule, unknown
+from vitx.tape.rules.contractions import weighed
+from vitx.tape.rules.sums import total
 from vitx.tape.sums import may_close
 from vitx.tape.values import Value
 
@@ -191,3 +195,44 @@ def size(call: Call) -> list[Value]:
     found = call.make_all([value], relevance, gradient, sources=[value, *own])
     found[0].kind = "size"
     return found
+
+
+@rule("linear")
+def linear(call: Call) -> list[Value]:
+    """Record a linear layer as a whole."""
+    (x, value), bias, weight = call.live[0], call["bias"], call["weight"]
+    alike = not value.parts and value.rearranges not in call.tape.unlike
+    if alike and value.kind is None and call.tensors.origin(weight) == "learned":
+        product = _learned_layer(call, value, weight)
+    else:
+        matrix = weight.mT[(None,) * (x.ndim - 2)]
+        call.tensors.of(matrix).origin = call.tensors.origin(weight)
+        product = weighed(call, of_matmul((x, value), (matrix, None)))
+    return [total(call, [(product, 1), (bias, 1)]) if bias is not None and call.tape.accounts else product]
+
+
+def _learned_layer(call: Call, value: Value, weight: Tensor) -> Value:
+    """Record learned weights on the channels of each token: a fast path of `weighed` for many steps."""
+    shape, outward, matrix = value.shape, call.out.shape[-1], call.learned(weight)
+    assert matrix is not None
+    found = call.make(
+        [value],
+        lambda r: [spread(r[0], shape, [len(shape) - 1])],
+        lambda g: [across(g[0], matrix)],
+        axes=lambda of: (*of[0][:-1], ax.dimension(outward, True)),
+    )
+    found.fan, found.tokens = (shape[-1], value.rearranges), value.tokens
+    return found
+
+
+@rule("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")
+def quantized(call: Call) -> list[Value]:
+    """Record a linear layer with integer weights; the error that rounding adds is a constant."""
+    x, of_x = call.live[0]
+    half = "fp16" in call.name
+    unpack: Any = torch.ops.quantized.linear_unpack_fp16 if half else torch.ops.quantized.linear_unpack
+    weight = unpack(call["W_prepack"])[0]
+    weight = (weight.dequantize() if weight.is_quantized else weight.float()).mT
+    wide = weight.view(*[1] * (x.ndim - 2), *weight.shape)
+    product = weighed(call, of_matmul((x, of_x), (wide, None)))
+    return [total(call, [(product, 1), (call.out - x @ weight if call.tape.accounts else 0, 1)])]
