@@ -3,14 +3,13 @@
 In each table, the first way is the plain one, and all others must have its maps.
 """
 
-import functools
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.blocks import TOKENS, check_alike, explained
+from tests.blocks import TOKENS, check_like_the_first, explained
 from vitx import VitxError
 
 TOP = 5  # keys that each query attends to
@@ -144,17 +143,13 @@ TABLES = {
     "distances": DISTANCE,
     "the greatest scores": SPARSE,
 }
-WAYS = [(name, way) for name, table in TABLES.items() for way in [*table][1:]]
 
 
-@functools.cache
-def plainly(name):
-    return explained(attends(next(iter(TABLES[name].values()))))
-
-
-@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(
+    ("name", "way"), [(name, way) for name, table in TABLES.items() for way in [*table][1:]]
+)
 def test_weights_have_the_same_maps_however_they_are_written(name, way):
-    check_alike(explained(attends(TABLES[name][way])), plainly(name))
+    check_like_the_first(way, TABLES[name], attends)
 
 
 def learned_key(mix):

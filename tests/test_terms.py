@@ -3,8 +3,6 @@
 In each table, the first way is the plain one, and all others must have its maps.
 """
 
-import functools
-
 import pytest
 import torch
 from torch import nn
@@ -131,83 +129,6 @@ LESS_THE_MEAN = {
 }
 
 
-def in_turn(net, layer, t):
-    return (t := t + net.branch(layer, t)) + net.mlp(t)
-
-
-def anew(add, last=None):
-    """Return a block that adds up all terms so far before each branch, and at its end by `last`."""
-
-    def block(net, layer, t):
-        terms = [t]
-        for branch in (lambda t: net.branch(layer, t), net.mlp) * 2:
-            terms.append(branch(add(terms)))
-        return (last or add)(terms)
-
-    return block
-
-
-def by_slices(terms):
-    return torch.cat([sum(t[:, :3] for t in terms), sum(t[:, 3:] for t in terms)], 1)
-
-
-def twice(block):
-    return lambda net, layer, t: block(net, layer, block(net, layer, t))
-
-
-def kept_apart(net, layer, t):
-    """Keep what was added apart from what it is added to."""
-    more = net.branch(layer, t)
-    for branch in (net.mlp, lambda t: net.branch(layer, t), net.mlp):
-        more = more + branch(t + more)
-    return t + more
-
-
-def differences(net, layer, t):
-    x = t
-    for branch in (lambda t: net.branch(layer, t), net.mlp) * 2:
-        x = t + ((x - t) + branch(x))
-    return x
-
-
-def halves(net, layer, t):
-    q, k, v = net.projected(layer, t)
-    parts = net.out[layer].weight.split(v.shape[-1], 1)
-    heads = [weights(q[:, n], k[:, n]) @ v[:, n] @ parts[n].T for n in range(HEADS)]
-    t = t / 2 + (sum(heads) + net.out[layer].bias) + t / 2
-    return t + net.mlp(t)
-
-
-def assigned(t):
-    out = torch.empty_like(t)
-    for n in range(TOKENS):
-        out[:, n] = t[:, n]
-    return out
-
-
-def shortcut(net, layer, t):
-    a = net.branch(layer, t)
-    return t + a + net.mlp(t + a)
-
-
-ADDED_ANEW = {
-    "in turn": twice(in_turn),
-    "sum": anew(sum),
-    "sum, reversed": anew(lambda terms: sum(terms[::-1])),
-    "stack": anew(lambda terms: torch.stack(terms).sum(0)),
-    "mean": anew(lambda terms: torch.stack(terms).mean(0) * len(terms)),
-    "from zeros": anew(lambda terms: sum(terms, torch.zeros_like(terms[0]))),
-    "twice the halves": anew(lambda terms: 2 * sum(t / 2 for t in terms)),
-    "every other": anew(lambda terms: sum(terms[::2]) + sum(terms[1::2])),
-    "in place": anew(lambda terms: functools.reduce(lambda x, y: x.add_(y), terms[1:], terms[0].clone())),
-    "slices": anew(by_slices),
-    "kept apart": kept_apart,
-    "differences": differences,
-    "attention twice": twice(shortcut),
-    "half of the input, twice": twice(halves),
-    "half of what was assigned, twice": twice(lambda net, layer, t: halves(net, layer, assigned(t))),
-}
-
 TABLES = {
     "an MLP beside an attention": (BESIDE_MLP, parallel),
     "heads of unequal width": (UNEQUAL_HEADS, unequal),
@@ -215,7 +136,6 @@ TABLES = {
     "a class token and a pool": (CLASS_AND_POOL, class_and_pool),
     "less a token": (LESS_A_TOKEN, less),
     "less the mean": (LESS_THE_MEAN, centered),
-    "terms that are added up anew": (ADDED_ANEW, lambda block: block),
 }
 
 
@@ -266,7 +186,6 @@ def keys_in_two_parts(net, t):
 
 
 REFUSED = {
-    "terms that are added up anew by slices": (anew(sum, by_slices), "rollout", {}, "reached add"),
     "a gate of exponentials": (gate_of_exponentials, "rollout", {}, "reached div"),
     "a pool of keys in two parts": (read_by(keys_in_two_parts), "rollout", {}, "reached add"),
     "a join of unlike channels in another order": (parallel(by_einsum), "rollout", {}, "reached bmm"),
