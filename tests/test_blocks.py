@@ -166,10 +166,46 @@ def looks_around(place):
     return lambda net, layer, t: (t := place(net, t)) + net.branch(layer, t)
 
 
+def chosen_expert(net, t):
+    """Return the number of the expert of each token, one of two linear layers, (B, N)."""
+    return net.scale.mul(t).sum(-1) > 0
+
+
+def by_rows(net, t):
+    rows, expert = t.flatten(0, 1), chosen_expert(net, t).flatten()
+    out = torch.zeros_like(rows)
+    for number, layer in enumerate(net.out):
+        some = (expert == number).nonzero()[:, 0]
+        out.index_add_(0, some, F.gelu(layer(rows[some])))
+    return out.view_as(t)
+
+
+def by_index(net, t):
+    out, expert = torch.zeros_like(t), chosen_expert(net, t)
+    for number, layer in enumerate(net.out):
+        out[expert == number] = F.gelu(layer(t[expert == number]))
+    return out
+
+
+EXPERTS = {
+    "masks": lambda net, t: sum(
+        F.gelu(layer(t)) * (chosen_expert(net, t) == number)[..., None]
+        for number, layer in enumerate(net.out)
+    ),
+    "index": by_index,
+    "index_add_": by_rows,
+}
+
+
+def divides(experts):
+    return lambda net, layer, t: (t := t + net.branch(layer, t)) + experts(net, net.norm(t))
+
+
 TABLES = {
     "a class alone": (CLASS_ALONE, lambda block: block),
     "merged tokens": (MERGED, merges),
     "a scaled branch": (SCALED, scales),
+    "experts": (EXPERTS, divides),
     "a convolution of places": (AROUND, looks_around),
     "a depthwise convolution": (DEPTHWISE, adds_depthwise),
     "a gate": (GATED, gates),
