@@ -27,9 +27,7 @@ class Term(NamedTuple):
     factor: float
 
 
-def terms_of(
-    summands: Sequence[Weighted],
-) -> tuple[list[Term], set[Any], bool]:
+def terms_of(summands: Sequence[Weighted]) -> tuple[list[Term], set[Any], bool]:
     """Return the terms of a sum, the sums that were replaced by theirs, and whether these had no constants.
 
     A sum is replaced unless another term was computed from it; a residual only if its stream is that of all

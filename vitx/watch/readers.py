@@ -119,6 +119,9 @@ def replaced(loader: Any, keys: Sequence[Any] | None) -> Iterator[Any]:
         yield _unprepared(loader)
 
 
+_STORES = ("_parameters", "_buffers", "_modules")  # of a module
+
+
 @contextmanager
 def restored(*loaders: Any) -> Iterator[None]:
     """Restore what reading changes: attributes and containers of loaders and samplers, and random states."""
@@ -173,9 +176,8 @@ def held_by_modules(model: nn.Module) -> Iterator[Any]:
     """Yield what the modules of a model hold beside their parameters, buffers and submodules."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules") and not (
-                isinstance(value, dict) and not value
-            ):
+            unused = isinstance(value, dict) and not value  # most often a module has no hooks
+            if name not in _STORES and not unused:
                 yield value
 
 

@@ -82,8 +82,9 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     number = isinstance(factor, (int, float))
     if number and factor == 0:
         return call.tape.constant(call.out.clone() if call.tape.accounts else None, shape)
-    if before != shape and is_of_one_key(call, value):
-        return unknown(call)[0]  # the key has a constant value
+    alone = not ax.channel_dims(value.softmax_over or (), some=True)  # without other keys
+    if before != shape and alone and attends(call, value):
+        return unknown(call)[0]  # a key with a constant value
     by = 1 if number and rescaled(call, value, factor) else factor
     mask = isinstance(factor, Tensor) and factor.dtype == torch.bool and bool(call.mask_sources())
     if isinstance(factor, Tensor) and not factor.is_floating_point():
@@ -114,11 +115,6 @@ def attends(call: Call, weights: Value) -> bool:
     if step is None or weights.kind != "weights" or weights.softmax_over is None:
         return False
     return any(one.kind == "scores" or of_scores(call, one) for one in step.inputs)
-
-
-def is_of_one_key(call: Call, weights: Value) -> bool:
-    """Return whether weights are those of a single key among those of a softmax."""
-    return attends(call, weights) and not ax.channel_dims(weights.softmax_over or (), some=True)
 
 
 def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
