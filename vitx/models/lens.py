@@ -24,18 +24,25 @@ def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
         raise refusal
     owner_of = {block: owner for owner in owners for block in owner.blocks}
     seen: list[tuple[Any, Tensor]] = []
+    held: dict[Any, list[int]] = {}  # the parameters of each owner during the pass
 
     def keep(module: nn.Module, _: Any, output: Tensor) -> None:
         if module in owner_of:
             if not isinstance(output, Tensor):
                 raise refusal
             seen.append((owner_of[module], output))
+            held[owner_of[module]] = [*map(id, owner_of[module].parameters())]
 
     handle = register_module_forward_hook(keep)  # a global hook, so that the model itself gets none
     try:
         yield seen
     finally:
         handle.remove()
+    if any([*map(id, owner.parameters())] != weights for owner, weights in held.items()):
+        raise VitxError(
+            f"{type(model).__name__} has other weights during a pass than after it, when legrad reads its "
+            "head: take another method"
+        )
 
 
 def layer_logits(owner: Any, tokens: Tensor) -> Tensor:

@@ -53,11 +53,14 @@ class Versions(dict[int | None, Version]):
 
     def write(self, tensor: Tensor, value: Value) -> None:
         """Note that a value was written into a tensor."""
-        if not _fills(tensor):
+        whole, where = _fills(tensor), _geometry(tensor)
+        if not whole:
             self._begin(tensor)
         self._put(tensor, value)
-        for stale, _ in self._tensors.live_in(storage_of(tensor)):
-            self._tensors.bind(stale, None)
+        size = len(flat_view(tensor))
+        for other, _ in self._tensors.live_in(storage_of(tensor)):
+            if whole or _overlap(_geometry(other), where, size):
+                self._tensors.bind(other, None)
         self._tensors.bind(tensor, value)
 
     def seen(self, tensor: Tensor) -> Value:

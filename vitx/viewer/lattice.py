@@ -44,9 +44,7 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
     rows = []
     for one in attentions:
         like: Any = {"device": one.weights.device, "dtype": one.weights.dtype, "requires_grad": True}
-        rows += [
-            torch.ones(one.weights.shape[0], size, **like, device="cpu") for size in one.weights.shape[2:]
-        ]
+        rows += [torch.ones(one.weights.shape[0], size, **like) for size in one.weights.shape[2:]]
     with torch.enable_grad():
         lattices = [_lattice(*one) for one in zip(*_moments(tape, attentions, rows, channels), strict=True)]
     return list(zip(lattices[::2], lattices[1::2], strict=True))

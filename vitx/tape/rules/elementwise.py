@@ -43,6 +43,8 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     )
     if same:
         found.base, found.proportional, found.tokens = value.base, False, value.tokens
+        if value.mass is not None and _around_0(call, tensor)[0] == 0:
+            found.mass = value.mass  # padding stays 0
     if value.kind == "size" or (size and value.kind not in ("scores", "exp")):
         found.kind = "size"
     elif call.name in ("exp", "exp2"):

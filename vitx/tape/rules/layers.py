@@ -52,7 +52,8 @@ def convolved(call: Call) -> list[Value]:
     kept = call.kept(weight) if fixed else call.learned(weight)
     if fixed and may_close(value, call.out.shape):
         return unknown(call)  # it may be the sum of a residual
-    tiles = mass is None and not transposed and tuple(stride) == size and set(dilation) == {1}
+    plain = mass is None and not transposed and not any(padding) and set(dilation) == {1}
+    tiles = plain and tuple(stride) == size
     tiles = tiles and tuple(n * k for n, k in zip(call.out.shape[2:], size, strict=True)) == shape[2:]
 
     def back(g: Tensor, x: Tensor, kernel: Tensor, groups: int) -> Tensor:
