@@ -97,7 +97,7 @@ def belongings(tmp_path_factory):
     hugging_face(made / "headless", "bare")
     hugging_face(made / "without", processor=False)
     Image.new("RGB", (60, 40), (200, 30, 30)).save(made / "x.png")
-    Image.new("L", (60, 40), 90).save(made / "grey.png")
+    Image.new("L", (60, 40), 90).save(made / "gray.png")
     bands(made)
     yield made
     sys.path.remove(str(made))
@@ -200,7 +200,7 @@ def test_hugging_face_is_named_where_it_is_missing(monkeypatch, tmp_path):
 
 def test_one_number_for_each_picture(explained):
     """An output (B,) distinguishes two classes."""
-    status, said, output = explained("x.png", "grey.png", "--model", "own:one_number", "--save", "json")
+    status, said, output = explained("x.png", "gray.png", "--model", "own:one_number", "--save", "json")
     assert status == 0, said
     assert json.loads((output / "x.png.json").read_text())["prediction"] in (0, 1)
 
@@ -214,7 +214,7 @@ def test_a_backbone_alone_has_no_prediction(explained, words):
     assert json.loads((output / "x.png.json").read_text())["prediction"] is None
 
 
-@pytest.mark.parametrize(("file", "level"), [("x.png", 81), ("grey.png", 90)])
+@pytest.mark.parametrize(("file", "level"), [("x.png", 81), ("gray.png", 90)])
 @pytest.mark.parametrize(
     ("words", "mean", "std"),
     [(timm_model("1.safetensors", in_chans=1), 0.449, 0.226), (["--model", "gray"], 0.4, 0.2)],

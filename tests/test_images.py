@@ -281,7 +281,7 @@ def test_random_transforms_give_the_same_images_in_every_run(tmp_path):
 
 
 def test_files_go_through_the_models_own_transform(tmp_path):
-    path = tmp_path / "grey.png"
+    path = tmp_path / "gray.png"
     Image.new("RGB", (300, 200), (128, 128, 128)).save(path)
     model = create_model("deit_tiny_patch16_224", depth=1)
     found = chosen(images=[path, path], model=model)

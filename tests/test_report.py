@@ -119,8 +119,8 @@ def test_the_page_has_every_picture_of_every_step(page, run):
         assert [text for text, _ in beside] == [str(playback.captions(at)[image]) for at in range(len(STEPS))]
         for firing, title in [(firing, title) for firing in range(len(STEPS)) for title in TITLES]:
             shown = playback.tiles(firing, image)
-            grey = Image.fromarray(found[title][firing][..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
-            heat = render.palette("inferno")[np.asarray(grey)].astype(float)
+            gray = Image.fromarray(found[title][firing][..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
+            heat = render.palette("inferno")[np.asarray(gray)].astype(float)
             mixed = heat * render.OVERLAY_STRENGTH + shown["input"] * (1 - render.OVERLAY_STRENGTH)
             assert np.abs(mixed - shown[title]).mean() < 4
 
