@@ -167,3 +167,13 @@ def test_compiled(form, backend, run_before):
         with torch.no_grad():
             model(IMAGES)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 0
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae"])
+@pytest.mark.parametrize("build", [models.deit, models.swin, models.FAMILIES["siglip"].build])
+def test_another_default_device(build, method):
+    """What vitx creates lies with the model, or on the CPU, not where factories of torch put tensors."""
+    model, images = build().eval(), torch.rand(2, 3, 32, 32)
+    wanted = explain(model, images, method, target=0).maps
+    with torch.device("meta"):
+        assert torch.equal(explain(model, images, method, target=0).maps, wanted)

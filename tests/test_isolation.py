@@ -1,8 +1,11 @@
 """The model and the random number generators are restored, after success and after every kind of failure."""
 
 import copy
+import random
+import threading
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -282,3 +285,77 @@ class TestUntouched:
         with untouched(nn.Identity()):
             torch.rand(3)
         assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize(
+        "buffer",
+        [
+            torch.eye(3).to_sparse(),
+            torch.eye(3).to_sparse_csr(),
+            torch.eye(3).to_mkldnn(),
+            torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+            torch.empty(3, device="meta"),
+            nn.UninitializedBuffer(),
+        ],
+        ids=["coo", "csr", "mkldnn", "nested", "meta", "lazy"],
+    )
+    def test_a_buffer_that_cannot_be_compared(self, buffer):
+        model = nn.Module()
+        model.register_buffer("buffer", buffer)
+        with untouched(model):
+            pass
+        assert model.buffer is buffer
+
+    def test_a_buffer_that_grows(self):
+        model = fragile()
+        with unchanged(model), untouched(model):
+            model.written.resize_(5).fill_(1)
+
+    def test_a_buffer_with_nan_is_not_written_into(self):
+        """A graph that saved it could no longer go backward."""
+        model = nn.Module()
+        model.register_buffer("buffer", torch.tensor([1.0, torch.nan]))
+        version = model.buffer._version
+        with untouched(model):
+            pass
+        assert model.buffer._version == version
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit")
+    @pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 3))])
+    def test_the_buffers_of_compiled_code(self, compiled):
+        model = compiled(nn.BatchNorm1d(3).eval())
+        with untouched(model):
+            model.running_mean += 1
+        assert torch.equal(model.running_mean, torch.zeros(3))
+
+    def test_a_layer_without_weights_yet(self):
+        with untouched(nn.LazyLinear(3)):
+            pass
+
+    def test_generators_outside_of_torch(self):
+        random.seed(3)
+        np.random.seed(3)
+        wanted = random.random(), np.random.rand()
+        random.seed(3)
+        np.random.seed(3)
+        with untouched(nn.Identity()):
+            random.random()
+            np.random.rand()
+        assert (random.random(), np.random.rand()) == wanted
+
+    def test_one_thread_at_a_time(self):
+        """Otherwise, the flags that one thread has set would count as the model's own in another one."""
+        model = nn.Dropout()
+        inside, seen = threading.Event(), []
+
+        def other():
+            with untouched(model):
+                seen.append(inside.is_set())
+
+        with untouched(model):
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join(0.1)
+            inside.set()
+        thread.join()
+        assert seen == [True]
+        assert model.training

@@ -103,7 +103,7 @@ class Sanity:
             return overlays(pixels, heatmaps(torch.stack(list(maps)), (pixels.shape[1], pixels.shape[2])))
 
         columns = {"input": pixels, "as trained": drawn(each.maps[0] for each in self.intact.values())}
-        shown = torch.linspace(0, len(self.stages) - 1, _SHOWN).round().int().unique().tolist()
+        shown = torch.linspace(0, len(self.stages) - 1, _SHOWN, device="cpu").round().int().unique().tolist()
         for index in shown:
             parts = dict.fromkeys((self.stages[0], self.stages[index]))
             title = f"random: {'everything' if index == len(self.stages) - 1 else ' to '.join(parts)}"
@@ -199,7 +199,7 @@ def randomize(tensors: Iterable[Tensor], generator: torch.Generator) -> None:
     for tensor in tensors:
         values = tensor.float()
         std = values.std(correction=0) if isinstance(tensor, nn.Parameter) else 0
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        noise = torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor.device)
         tensor.copy_(values.mean() + std * noise)
 
 

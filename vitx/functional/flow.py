@@ -58,7 +58,7 @@ def attention_flow(
 def capacities(weights: Weights, head_fusion: str) -> Tensor:
     """Return rownorm(W + I) of a layer, (B, N, N), on the CPU."""
     images, _, *size = weights.shape
-    matrix = torch.empty(images, *size, dtype=weights.dtype)
+    matrix = torch.empty(images, *size, dtype=weights.dtype, device="cpu")
     for some, rows, part in fused(weights.tiles(), head_fusion):
         matrix[some, rows] = part
     _check_not_negative("the attention", matrix)
@@ -76,7 +76,7 @@ def flows(layers: Sequence[Tensor], readout: Tensor) -> Tensor:
         for image, given in enumerate(readout.double().cpu().numpy())
     )
     shown = tqdm(found, total=readout.numel(), desc="attention flow", unit="token", disable=None, leave=False)
-    return torch.tensor(list(shown), dtype=torch.float64).view_as(readout).to(readout)
+    return torch.tensor(list(shown), dtype=torch.float64, device="cpu").view_as(readout).to(readout)
 
 
 def largest_flows(

@@ -90,7 +90,7 @@ def check_readout(readout: Tensor | None, layer: Tensor) -> Tensor:
     batch, tokens = layer.shape[0], layer.shape[2]
     dtype = torch.promote_types(layer.dtype, torch.float32)
     if readout is None:
-        readout = torch.eye(1, tokens)[0]
+        readout = torch.eye(1, tokens, device="cpu")[0]
     shape = tuple(readout.shape)
     if shape not in ((tokens,), (batch, tokens)):
         raise VitxError(f"readout must have shape ({tokens},) or ({batch}, {tokens}), found {shape}")

@@ -33,7 +33,7 @@ def sinks(layers: Sequence[Sequence[Weights]]) -> Tensor:
         >>> sinks([[Weights.of(a)]] * 3).nonzero().tolist()
         [[0, 3]]
     """
-    count = torch.zeros((), dtype=torch.long)
+    count = torch.zeros((), dtype=torch.long, device="cpu")
     for left, layer in zip(reversed(range(len(layers))), layers, strict=True):
         count = count + _attended(layer)
         if count.device.type == "cpu" and 2 * (int(count.max()) + left) <= len(layers):

@@ -35,7 +35,7 @@ def load_processor(
         """Process an image, or the frames of a clip, which may be read-only."""
         images = [np.array(frame) for frame in given] if frames else given.convert(mode)
         found = processor(images, return_tensors="pt")["pixel_values"][0]
-        return torch.as_tensor(np.asarray(found), dtype=torch.float32)
+        return torch.as_tensor(np.asarray(found), dtype=torch.float32, device="cpu")
 
     def tried(width: int, color: str) -> Tensor:
         picture = Image.new("RGB", (width, _SIDE), color)

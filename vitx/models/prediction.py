@@ -203,7 +203,7 @@ def whole_numbers(given: Any, form: str) -> Tensor:
 def numbers(given: Any, form: str, kind: torch.dtype | None = None) -> Tensor:
     """Return numbers as a tensor, or raise a VitxError, which states their form."""
     try:
-        return torch.as_tensor(given, dtype=kind)
+        return torch.as_tensor(given, dtype=kind, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise VitxError(f"{form}, found {reprlib.repr(given)}") from None
 

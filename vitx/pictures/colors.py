@@ -119,7 +119,9 @@ def _fit(values: Sequence[float], channels: int) -> bool:
 
 def _undone(images: Tensor, scale: Scale) -> Tensor:
     """Undo a normalization; for one channel, if values for three are declared, by their mean."""
-    mean, std = (torch.tensor([float(value) for value in values]).view(-1, 1, 1) for values in scale)
+    mean, std = (
+        torch.tensor([float(value) for value in values], device="cpu").view(-1, 1, 1) for values in scale
+    )
     if images.shape[1] == 1:
         mean, std = mean.mean(), std.mean()
     return images * std + mean

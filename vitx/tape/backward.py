@@ -205,7 +205,10 @@ class Backward:
         """
         (score,) = self.scores
         arrived = self._gradients.arrived
-        known = [(self.tape.image, self.image), *((one, one.constant) for one in self.tape.constants)]
+        known = [
+            (self.tape.image, self.image),
+            *((one, one.constant and one.constant.tensor) for one in self.tape.constants),
+        ]
         pairs = [(t.to(g), g) for v, t in known if t is not None and (g := arrived.get(v)) is not None]
         # Tensors with gradient 0 add nothing, whatever they hold: overwritten memory may hold NaN.
         products = ((tensor * g).masked_fill_(g == 0, 0) for tensor, g in pairs)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitx.errors import VitxError
 from vitx.tape.axes import Axes
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Factors, Tensors
+from vitx.tape.tensors import Factors, Kept, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
 
 
@@ -36,6 +36,18 @@ class Overload:
         self.makes_new = name.startswith("new_") or name.endswith("_like")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         self.composite = has_kernel(function.name(), "CompositeImplicitAutograd")
+        numbers = torch._C._should_allow_numbers_as_tensors(name)
+        self._tensors = [] if numbers else [isinstance(a.type, torch.TensorType) for a in schema.arguments]
+
+    def wrapped(self, args: Sequence[Any]) -> Sequence[Any]:
+        """Turn numbers into tensors where the operator needs them: torch unwraps those of frozen graphs."""
+        pairs = zip(args, self._tensors, strict=False)
+        if not any(needed and isinstance(one, (int, float)) for one, needed in pairs):
+            return args
+        return [
+            torch.tensor(one, device="cpu") if needed and isinstance(one, (int, float)) else one
+            for one, needed in zip(args, self._tensors, strict=False)
+        ]
 
 
 overload = cache(Overload)  # each schema is read once
@@ -102,11 +114,15 @@ class Call:
         known = self.tensors.get(tensor)
         return None if known is None else known.factors
 
-    def learned(self, weight: Tensor | None) -> Tensor | None:
-        """Return a weight, copied if the gradient needs it and the model may free it after the call."""
-        if weight is None or self.tape.network is None or self.tensors.is_of_model(weight):
-            return weight
-        return weight.detach().clone()
+    def kept(self, constant: Tensor) -> Kept:
+        """Keep an argument as it is now, copied if the model may free it after the call."""
+        if self.tensors.origin(constant) != "fixed" and not self.tensors.is_of_model(constant):
+            constant = constant.detach().clone()
+        return self.tape.keeper.keep(constant)
+
+    def learned(self, weight: Tensor) -> Kept:
+        """Do the same for a weight that only the gradient needs."""
+        return Kept(weight.detach()) if self.tape.network is None else self.kept(weight)
 
     def weighs(
         self, constant: Tensor, axes: Callable[[], Axes], dims: Iterable[int], *, widens: bool = False
@@ -195,7 +211,15 @@ class Transpose:
         self._holes = [(tensor.shape, tensor.is_complex()) for tensor in holes]
         self._points = [None if point is None else keep(point) for point in points]
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
-        self._given = _replaced((call.args, call.kwargs), lambda value: numbers.get(id(value), value))
+
+        def emptied(value: Any) -> Any:
+            return (
+                numbers[id(value)]
+                if id(value) in numbers
+                else (call.kept(value) if isinstance(value, Tensor) else value)
+            )
+
+        self._given = _replaced((call.args, call.kwargs), emptied)
         plain = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
         self._function: Callable[..., Any] = _INSTEAD.get(call.name, plain)
         if call.name == FLASH and any(tensor is call["attn_mask"] for tensor in holes):
@@ -207,10 +231,12 @@ class Transpose:
         def filled(value: Any) -> Any:
             if isinstance(value, _Hole):
                 return points[value]
-            if isinstance(value, Tensor):
-                value = (value.clone() if value.is_inference() else value).to(points[0].device)
-                return value.to(points[0].real.dtype) if value.is_floating_point() else value
-            return value
+            if not isinstance(value, Kept):
+                return value
+            given = (value.tensor.clone() if value.tensor.is_inference() else value.tensor).to(
+                points[0].device
+            )
+            return given.to(points[0].real.dtype) if given.is_floating_point() else given
 
         args, kwargs = _replaced(self._given, filled)
         found = tensors_in(self._function(*args, **kwargs))

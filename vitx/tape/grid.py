@@ -101,7 +101,7 @@ class Grid:
 
     def _evened(self, cells: Tensor, tokens: Value) -> Tensor:
         """Divide cells by what they get from equal tokens, and restore their absolute sum."""
-        same = self._at_image(tokens, torch.ones(1, dtype=torch.float64).expand(tokens.shape))
+        same = self._at_image(tokens, torch.ones(1, dtype=torch.float64, device="cpu").expand(tokens.shape))
         alike = pooled(self.without_channels(same), cells.shape[1:]).to(cells)
         seen = alike > _ALIKE * alike.amax()
         if alike.amax() - alike[seen].amin() <= _ALIKE * alike.amax():
@@ -138,7 +138,7 @@ def _same_sums(some: Tensor, others: Tensor) -> bool:
 
 
 def _rising(count: int) -> Tensor:
-    return torch.linspace(-1, 1, count, dtype=torch.float64)
+    return torch.linspace(-1, 1, count, dtype=torch.float64, device="cpu")
 
 
 def blocks(pixels: Tensor) -> tuple[int, ...]:

@@ -89,7 +89,7 @@ def tokens_of_rows(tape: Tape, layer: Layer) -> dict[Attention, Tensor]:
     """
     attentions = layer.attentions
     shapes = [one.weights.shape for one in attentions]
-    zeros = [torch.zeros(2, images, rows, dtype=torch.float64) for images, _, rows, _ in shapes]
+    zeros = [torch.zeros(2, images, rows, dtype=torch.float64, device="cpu") for images, _, rows, _ in shapes]
     given = dict(zip(attentions, zeros, strict=True))
     first = min(one.index for one in attentions)
     for number, residual in enumerate(sorted(layer.residuals, key=lambda one: one.index)):
@@ -115,6 +115,6 @@ def tokens_of_keys(tape: Tape, attention: Attention) -> Tensor:
     steps = range(0 if step is None else step.index + 1, attention.index)
     arrived = walk(tape, {attention.inputs[0]: numbers}, through, steps=steps).arrived.get(source)
     if arrived is None:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     found = summed(arrived, step.channels()) if isinstance(step, Sum) else arrived
     return (found * _EXACT).round().long()

@@ -16,12 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitx.errors import VitxError
+from vitx.models.isolation import Copied
 from vitx.tape import kernels
 from vitx.tape.call import FLASH, Call, overload, tensors_in
 from vitx.tape.registry import unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import ORIGINS, Tensors
+from vitx.tape.tensors import ORIGINS, Tensors, flat_view, storage_of
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
@@ -65,6 +66,7 @@ class Recorder(TorchDispatchMode):
         self._versions = Versions(tape, self._tensors)
         # The input of the last softmax or sigmoid of rows.
         self.squashed: tuple[Tensor, Value] | None = None
+        self._overwritten: dict[int | None, Copied] = {}  # parameters, as they were before the pass
         self._functions = FunctionMode(self.get)
 
     @classmethod
@@ -87,6 +89,10 @@ class Recorder(TorchDispatchMode):
                 f"the model calls {name[1]}, whose inner steps cannot be recorded: use "
                 "scaled_dot_product_attention in its place for the explanation"
             ) from error
+        finally:
+            for copy in self._overwritten.values():
+                self.tape.keeper.preserve([copy.tensor])
+                copy.restore()
 
     def begin(self, image: Tensor) -> None:
         """Make a tensor live: record whatever depends on it from here on."""
@@ -109,6 +115,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, operator = kwargs or {}, overload(func)
+        if args and type(args[0]) in (int, float, bool):
+            args = operator.wrapped(args)
         if operator.composite and not (operator.name == "linear" and self._is_layer(args)):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -124,16 +132,18 @@ class Recorder(TorchDispatchMode):
         if versions:
             versions.read(given)
         live = self._tensors.live(given)
+        into: list[Tensor] = []
+        if operator.written:
+            into = tensors_in(args[:1] if operator.in_place else [kwargs.get(n) for n in operator.written])
+            self._copy_weights(into)
         if not live or operator.makes_new:
+            self.tape.keeper.preserve(into)
             out = func(*args, **kwargs)
             new = bool(live) or operator.name.startswith("lift_fresh")  # not from the given tensors
             self._note_constants(tensors_in(out), given, new)
             return out
         named = {name: one for name, one in kwargs.items() if name not in operator.written} if kwargs else {}
         call = Call(self.tape, self._tensors, operator, args, named, live)
-        into: list[Tensor] = []
-        if operator.written:
-            into = tensors_in(args[:1] if operator.in_place else [kwargs.get(n) for n in operator.written])
         if into:
             self._prepare_to_write(call, into)
         out = kernels.run(call) if operator.name == FLASH else func(*args, **kwargs)
@@ -206,6 +216,12 @@ class Recorder(TorchDispatchMode):
             call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
             call.args = [before if argument is target else argument for argument in call.args]
         self.tape.keeper.preserve(into)
+
+    def _copy_weights(self, into: Sequence[Tensor]) -> None:
+        """Copy the parameters that are about to be written into."""
+        for tensor in into:
+            if self._tensors.is_weight(tensor):
+                self._overwritten.setdefault(storage_of(tensor), Copied(flat_view(tensor)))
 
     def _look_for_strangers(self, given: Sequence[Tensor]) -> None:
         """Treat tensors from neither a call nor the model as computed from the values that left torch."""

@@ -83,7 +83,7 @@ class Propagation:
 
     def __init__(self, tape: Tape, rule: Rule, gradients: Walk | None = None) -> None:
         self.lost: dict[str, float] = {}
-        self.grown = torch.zeros(())
+        self.grown = torch.zeros((), device="cpu")
         self._tape, self._gradients, self._rule = tape, gradients, rule
         sums = [step for step in tape.steps if isinstance(step, Sum)]
         self._skipped = {one for one in sums if one.closes or not rule.moves}  # their streams get everything

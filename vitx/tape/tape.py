@@ -61,7 +61,7 @@ class Tape:
         found = self.value(shape if tensor is None else tensor.shape)
         found.is_constant = True
         if self.accounts and tensor is not None:
-            found.constant = tensor.detach()
+            found.constant = self.keeper.keep(tensor)
         self.constants.append(found)
         return found
 

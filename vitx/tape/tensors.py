@@ -24,8 +24,17 @@ ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 def storage_of(tensor: Tensor) -> int | None:
     """Return an identifier of a tensor's storage; None if it has no storage of its own."""
-    own = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
-    return tensor.untyped_storage()._cdata if own else None
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided:
+        return None
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a batch of vmap
+        return None
+
+
+def flat_view(tensor: Tensor) -> Tensor:
+    """Return a flat view of the whole storage of a tensor, (n,)."""
+    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
 
 
 class Known(weakref.ref[Tensor]):
@@ -98,9 +107,13 @@ class Tensors:
         storage = storage_of(constant)
         return "fixed" if storage in self._buffers else "learned" if storage in self._weights else "given"
 
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Return whether a tensor lies in the storage of a parameter."""
+        return storage_of(tensor) in self._weights
+
     def is_of_model(self, tensor: Tensor) -> bool:
         """Return whether a tensor lies in a storage that belongs to the model."""
-        return (storage := storage_of(tensor)) in self._weights or storage in self._buffers
+        return self.is_weight(tensor) or storage_of(tensor) in self._buffers
 
 
 def _frozen(module: torch.jit.ScriptModule) -> Iterator[Tensor]:

@@ -56,7 +56,7 @@ class Value:
     # weight, or 0 for padding. None if all count the same.
     mass: Callable[[], Tensor] | None = None
     is_constant: bool = False  # whether it belongs to the model and does not depend on the image
-    constant: Tensor | None = None  # the tensor of a constant, if it is kept
+    constant: Any = None  # a constant's tensor, a `vitx.tape.tensors.Kept`, if it is kept
     _axes: Axes | None = None
 
     def __init__(self, number: int, shape: Size, inputs: Sequence["Value"] = ()) -> None:

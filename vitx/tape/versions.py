@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from vitx.tape.call import Call, overload
 from vitx.tape.rules import rule_of
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Tensors, storage_of
+from vitx.tape.tensors import Tensors, flat_view, storage_of
 from vitx.tape.values import Value
 
 ATEN = torch.ops.aten
@@ -63,7 +63,7 @@ class Versions(dict[int | None, Version]):
     def seen(self, tensor: Tensor) -> Value:
         """Return the value that a tensor sees in its storage, whatever its layout."""
         self._begin(tensor)
-        version, where, flat = self._of(tensor), _geometry(tensor), _flat(tensor)
+        version, where, flat = self._of(tensor), _geometry(tensor), flat_view(tensor)
         assert version is not None
         while where != version.where and version.before and not _overlap(where, version.where, len(flat)):
             version = version.before  # the last write went elsewhere
@@ -120,17 +120,12 @@ def _fills(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """Return a flat view of the whole storage of a tensor, (n,)."""
-    return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
-
-
 def _geometry(tensor: Tensor) -> Geometry:
     return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 def _overlap(first: Geometry, second: Geometry, size: int) -> bool:
     """Return whether two layouts in a storage of this size have elements in common."""
-    marks = torch.zeros(size, dtype=torch.bool)
+    marks = torch.zeros(size, dtype=torch.bool, device="cpu")
     marks.as_strided(*first).fill_(True)
     return bool(marks.as_strided(*second).any())

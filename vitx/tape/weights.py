@@ -46,7 +46,7 @@ def dot_product(
     """
     memory, shape = tape.memory, (*query.shape[:-1], key.shape[-2])
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    added = None if mask is None else mask.expand(shape)
+    added = None if mask is None else tape.keeper.keep(mask)
     if tape.network is None:  # otherwise they lie next to the values, which are kept anyway
         query, key = memory.keep(query), memory.keep(key)
         log_sum_exp = None if log_sum_exp is None else memory.keep(log_sum_exp)
@@ -56,7 +56,7 @@ def dot_product(
         right = full(keys.tensor[part[:2]]).mT
         scores = memory.products("weights", full(queries.tensor[part]), right, factor)
         if added is not None:
-            shown = added[part]
+            shown = added.tensor.expand(shape)[part]
             scores.masked_fill_(~shown, -torch.inf) if shown.dtype == torch.bool else scores.add_(shown)
         if sums is None:
             return torch.softmax(scores, -1, out=scores)

@@ -95,6 +95,6 @@ def boxes_of(output: Any, queries: Tensor, size: Sequence[int]) -> Tensor | None
     if boxes is None or boxes.ndim != 3 or len(size) != 2:
         return None
     height, width = size
-    center, extent = boxes.detach().float()[torch.arange(len(boxes)), queries].split(2, -1)
+    center, extent = boxes.detach().float()[torch.arange(len(boxes), device="cpu"), queries].split(2, -1)
     corners = torch.cat([center - extent / 2, center + extent / 2], -1)
     return corners * corners.new_tensor([width, height, width, height])

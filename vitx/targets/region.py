@@ -61,7 +61,7 @@ class Region(Question):
 
         def answers(output: Any) -> Answers:
             dense, grid = _dense(output, (height, width))
-            check_range("class", torch.tensor(self.cls), "classes", dense.shape[1])
+            check_range("class", torch.tensor(self.cls, device="cpu"), "classes", dense.shape[1])
             down, across = _shared(dense, 2, rows, height), _shared(dense, 3, columns, width)
             scores = (dense[:, self.cls] * (down @ mask.to(dense) @ across.T)).sum((1, 2))
             said = [f"{name}: {value:.3g}" for value in scores.tolist()]
@@ -84,12 +84,12 @@ class Region(Question):
         if not (inside and x0 >= 0 and x1 <= width and y0 >= 0 and y1 <= height):
             raise VitxError(f"{named} {part} is not inside images of {width} x {height} pixels")
         side = 0 if self.box else max(height, width) / _DRAWN
-        box = torch.tensor([[x0 - side, y0 - side, x1 + side, y1 + side]])
-        return [(y0, y1)], [(x0, x1)], torch.ones(1, 1, 1, dtype=torch.bool), box
+        box = torch.tensor([[x0 - side, y0 - side, x1 + side, y1 + side]], device="cpu")
+        return [(y0, y1)], [(x0, x1)], torch.ones(1, 1, 1, dtype=torch.bool, device="cpu"), box
 
     def _checked(self, images: Tensor) -> Tensor:
         """Return the mask of each image, (B, H, W); raise a VitxError if it is empty or does not fit."""
-        mask, size = torch.as_tensor(self.mask), tuple(images.shape)
+        mask, size = torch.as_tensor(self.mask, device="cpu"), tuple(images.shape)
         if mask.ndim != 3 or mask.shape[1:] != images.shape[2:]:
             found = tuple(mask.shape[1:] if len(mask) == 1 else mask.shape)
             raise VitxError(f"a mask must be (H, W) or (B, H, W) to fit images {size}, found {found}")

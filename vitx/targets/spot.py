@@ -58,8 +58,8 @@ def find_spot(tape: Tape, images: int, cells_of: Cells, kind: torch.dtype) -> Sp
 
 def outlines(cells: Sequence[tuple[int, ...]], grid: Sequence[int], size: Sequence[int]) -> Tensor:
     """Return the boxes of cells of a grid over images of a size, (B, 4): x0, y0, x1, y1 in pixels."""
-    corners = torch.tensor(cells).flip(1)
-    step = (torch.tensor(size) / torch.tensor(grid)).flip(0)
+    corners = torch.tensor(cells, device="cpu").flip(1)
+    step = (torch.tensor(size, device="cpu") / torch.tensor(grid, device="cpu")).flip(0)
     return torch.cat([corners, corners + 1], 1) * step.repeat(2)
 
 

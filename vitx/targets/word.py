@@ -160,7 +160,7 @@ class _Spot(Question):
             return logits[range(len(logits)), self.places]
 
         def answers(logits: Tensor) -> Answers:
-            check_range("token", torch.tensor(self.tokens), "tokens", logits.shape[1])
+            check_range("token", torch.tensor(self.tokens, device="cpu"), "tokens", logits.shape[1])
             asked = range(len(logits)), self.tokens
             scores, shares = logits[asked], logits.softmax(1)[asked]
             found = zip(scores, shares, strict=True)

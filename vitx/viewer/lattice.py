@@ -44,7 +44,9 @@ def cells(tape: Tape, attentions: Sequence[Attention], channels: int | None) -> 
     rows = []
     for one in attentions:
         like: Any = {"device": one.weights.device, "dtype": one.weights.dtype, "requires_grad": True}
-        rows += [torch.ones(one.weights.shape[0], size, **like) for size in one.weights.shape[2:]]
+        rows += [
+            torch.ones(one.weights.shape[0], size, **like, device="cpu") for size in one.weights.shape[2:]
+        ]
     with torch.enable_grad():
         lattices = [_lattice(*one) for one in zip(*_moments(tape, attentions, rows, channels), strict=True)]
     return list(zip(lattices[::2], lattices[1::2], strict=True))
@@ -107,7 +109,10 @@ def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
     for find in (_by_size, _by_rank, partial(_by_size, most_missing=3)):
         found = [find(one, apart) for one in places]
         grid = tuple(count for count, _ in found)
-        flat = sum((level * prod(grid[dim + 1 :]) for dim, (_, level) in enumerate(found)), torch.zeros(()))
+        flat = sum(
+            (level * prod(grid[dim + 1 :]) for dim, (_, level) in enumerate(found)),
+            torch.zeros((), device="cpu"),
+        )
         if prod(grid) and (find is not _by_rank or prod(grid) == len(flat.unique())):
             break
     of[placed] = flat.long()

@@ -75,7 +75,7 @@ def one_of_each_class(
     labels, firsts, most = _labels(data, sure=True), dict[int, int](), len(data)
     order: Sequence[int] = range(len(data))
     if labels is None:
-        shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+        shuffled = torch.randperm(len(data), generator=torch.Generator().manual_seed(0), device="cpu")
         order, most = shuffled[:_MOST_READ].tolist(), count
     for place, label in zip(order, labels or read_labels(order), strict=False):
         if label is None:
@@ -155,7 +155,7 @@ def _scale(value: Any) -> Scale | None:
 def numbers_in(value: Any) -> tuple[float, ...]:
     """Return one number, or those in a list, an array or a tensor; empty if there are others."""
     with suppress(TypeError, ValueError, RuntimeError):
-        numbers = torch.as_tensor(value, dtype=torch.float64).flatten()
+        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten()
         return tuple(numbers.tolist()) if len(numbers) <= _CHANNELS and not isinstance(value, bool) else ()
     return ()
 

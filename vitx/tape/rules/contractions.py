@@ -102,16 +102,16 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     over = {*ax.channel_dims(normalized, some=True)}
     if not fixed and attends(call, value) and (not over or over & {*dims}):
         return unknown(call)[0]  # keys with constant values
-    matrix = call.learned(constant.tensor)
-    assert matrix is not None
-    matrix = matrix.detach()
-    weight, matrices = matrix.reshape(constant.shape), call.name in MATRICES
+    matrix = call.kept(constant.tensor) if fixed else call.learned(constant.tensor)
+    aligned, matrices = constant.shape, call.name in MATRICES
     evenly = not fixed and value.mass is None
     without_weight = [] if evenly else [call.tape.constant(None)]
 
     def whole(like: Tensor) -> tuple[Tensor, Tensor]:
         """Return how much each element counts, and how much all elements of an output count together."""
-        each = weight.to(like).abs() if fixed else like.new_ones((1,) * len(shape))
+        each = like.new_ones((1,) * len(shape))
+        if fixed:
+            each = matrix.tensor.reshape(aligned).to(like).abs()
         if value.mass is not None:
             each = each * value.mass().to(like).expand(size).reshape(shape)
         counted = [shape[dim] if dim in dims else n for dim, n in enumerate(each.shape)]
@@ -128,9 +128,9 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0] if factor == 1 else arrived[0] * factor
         if matrices:
-            other = matrix.mT
+            other = matrix.tensor.mT
             return [(across(g, other) if on_left else other.to(g.dtype) @ g).reshape(size)]
-        return [transposed(g.reshape(out), weight, shape, size)]
+        return [transposed(g.reshape(out), matrix.tensor.reshape(aligned), shape, size)]
 
     def through(axes: ax.Axes, channels: bool) -> ax.Axes | None:
         """Return the axes of the output: new dimensions count channels, or else tokens."""

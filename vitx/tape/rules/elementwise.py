@@ -31,7 +31,7 @@ def gated(call: Call, *, size: bool = False) -> list[Value]:
     tensor, value = call.live[0]
     before, exponent = value.shape, call["exponent"]
     size = size or call.name in SIZES
-    size = size or (call.name == "pow" and bool(torch.as_tensor(exponent).lt(0).any()))
+    size = size or (call.name == "pow" and bool(torch.as_tensor(exponent, device="cpu").lt(0).any()))
     activation = size and value.kind == "exp" and not of_scores(call, value)  # such as 1 / (1 + exp(-x))
     size = size and not activation
     sources, gradient = _linearized(call, tensor, value, size) if call.linearized else ([value], None)
@@ -102,15 +102,16 @@ def _around_0(call: Call, tensor: Tensor) -> Around0:
 @rule("_softmax", "_safe_softmax", "softmax", "_log_softmax", "log_softmax")
 def softmax(call: Call) -> list[Value]:
     """Record a softmax or its logarithm: as weights, or by its derivative if a score is read from it."""
-    tape, (tensor, value), y = call.tape, call.live[0], call.out.detach()
-    dim, logarithm = call["dim"] % max(1, y.ndim), "log" in call.name
+    tape, (tensor, value), kept = call.tape, call.live[0], call.tape.keeper.keep(call.out)
+    dim, logarithm = call["dim"] % max(1, call.out.ndim), "log" in call.name
 
     def transposed(g: Tensor) -> Tensor:
+        y = kept.tensor
         return g if logarithm else y * (g - (g * y).sum(dim, keepdim=True))
 
     own = []
     if tape.accounts and value.kind != "scores":  # whose softmax weights values, and ends the gradient
-        own = [tape.constant(y - transposed(tensor.to(y.dtype)))]
+        own = [tape.constant(call.out - transposed(tensor.to(call.out.dtype)))]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         return [transposed(arrived[0]), *(arrived[0] for _ in own)]

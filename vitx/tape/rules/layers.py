@@ -21,6 +21,7 @@ from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.contractions import weighed
 from vitx.tape.rules.sums import total
 from vitx.tape.sums import may_close
+from vitx.tape.tensors import Kept
 from vitx.tape.values import Value
 
 CONVOLUTIONS = (
@@ -37,16 +38,18 @@ def convolved(call: Call) -> list[Value]:
     If its weights are fixed, as in a blur, it goes in proportion to their size.
     """
     tensor = call["self"] if call["input"] is None else call["input"]
-    weight, value, tape = call.learned(call["weight"]), call.value(tensor), call.tape
-    if value is None or weight is None or call.value(call["weight"]) is not None:
+    weight, value, tape = call["weight"], call.value(tensor), call.tape
+    if value is None or call.value(call["weight"]) is not None:
         return unknown(call)
     groups, size, shape, mass = call["groups"], weight.shape[2:], value.shape, value.mass
     stride, padding, dilation, transposed = (call[name] for name in OPTIONS)
     options = stride, padding, dilation, bool(transposed), call["output_padding"] or [0] * len(size)
-    bias = call.learned(call["bias"])
-    own = [tape.constant(bias.view(-1, *[1] * len(size)))] if tape.accounts and bias is not None else []
+    own = []
+    if tape.accounts and call["bias"] is not None:
+        own = [tape.constant(call.learned(call["bias"]).tensor.view(-1, *[1] * len(size)))]
     blind = tape.constant(None)  # gets the relevance of windows without real pixels
-    fixed = call.tensors.origin(call["weight"]) == "fixed"
+    fixed = call.tensors.origin(weight) == "fixed"
+    kept = call.kept(weight) if fixed else call.learned(weight)
     if fixed and may_close(value, call.out.shape):
         return unknown(call)  # it may be the sum of a residual
     tiles = mass is None and not transposed and tuple(stride) == size and set(dilation) == {1}
@@ -65,7 +68,7 @@ def convolved(call: Call) -> list[Value]:
         r = arrived[0]
         if fixed:
             inside = r.new_ones(shape) if mass is None else mass().to(r).expand(shape)
-            kernel = weight.abs().to(r)
+            kernel = kept.tensor.abs().to(r)
             under: Tensor = torch.ops.aten.convolution(inside, kernel, None, *options, groups)
             share, unseen = shared(r, under, _NONE)
             return [back(share, inside, kernel, groups) * inside, unseen]
@@ -84,14 +87,14 @@ def convolved(call: Call) -> list[Value]:
 
     def of_tiles(g: Tensor) -> Tensor:
         """Return the gradient of tiles by a matrix product, which takes a third of the time."""
-        parts: Tensor = torch.tensordot(g, weight.to(g.dtype), ([1], [0]))
+        parts: Tensor = torch.tensordot(g, kept.tensor.to(g.dtype), ([1], [0]))
         channels = len(size) + 1
         pairs = [dim for n in range(1, channels) for dim in (n, channels + n)]  # a tile, a place inside
         return parts.permute(0, channels, *pairs).reshape(shape)
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
-        found = of_tiles(g) if tiles and groups == 1 else back(g, g.new_empty(shape), weight, groups)
+        found = of_tiles(g) if tiles and groups == 1 else back(g, g.new_empty(shape), kept.tensor, groups)
         return [found, *(fitted(g, one.shape) for one in own)]
 
     out = tuple(call.out.shape)
@@ -155,15 +158,21 @@ def _norm(
     value, tape = call.value(call["input"]), call.tape
     if value is None:
         return unknown(call)
-    given = (call.learned(call[name]) for name in ("weight", "bias"))
-    weight, bias = (one if one is None or along is None else one.view(along) for one in given)
+    weight, bias = (None if call[name] is None else call.learned(call[name]) for name in ("weight", "bias"))
+
+    def wide(kept: Kept | None, instead: float) -> Tensor | float:
+        if kept is None:
+            return instead
+        return kept.tensor if along is None else kept.tensor.view(along)
+
+    added = wide(bias, 0)
     if mean is not None and tape.accounts:
-        bias = (0 if bias is None else bias) - mean * scale * (1 if weight is None else weight)
-    own = [tape.constant(bias)] if tape.accounts and bias is not None else []
+        added = added - mean * scale * wide(weight, 1)
+    own = [tape.constant(added)] if tape.accounts and isinstance(added, Tensor) else []
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
         g = arrived[0]
-        back = g * scale if weight is None else (g * weight).mul_(scale)
+        back = g * scale if weight is None else (g * wide(weight, 1)).mul_(scale)
         if dims:
             parts = back if grouped is None else back.reshape(grouped)
             back = parts.sub_(parts.mean(dims, keepdim=True)).reshape(g.shape)
@@ -214,11 +223,10 @@ def linear(call: Call) -> list[Value]:
 def _learned_layer(call: Call, value: Value, weight: Tensor) -> Value:
     """Record learned weights on the channels of each token: a fast path of `weighed` for many steps."""
     shape, outward, matrix = value.shape, call.out.shape[-1], call.learned(weight)
-    assert matrix is not None
     found = call.make(
         [value],
         lambda r: [spread(r[0], shape, [len(shape) - 1])],
-        lambda g: [across(g[0], matrix)],
+        lambda g: [across(g[0], matrix.tensor)],
         axes=lambda of: (*of[0][:-1], ax.dimension(outward, True)),
     )
     found.fan, found.tokens = (shape[-1], value.rearranges), value.tokens

@@ -89,10 +89,11 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     mask = isinstance(factor, Tensor) and factor.dtype == torch.bool and bool(call.mask_sources())
     if isinstance(factor, Tensor) and not factor.is_floating_point():
         factor = factor.to(call.out.dtype)
+    kept = call.kept(factor) if isinstance(factor, Tensor) else None
     found = call.make(
         [value],
         lambda r: [fitted(r[0], before)],
-        lambda g: [fitted(scaled(g[0], by), before)],
+        lambda g: [fitted(scaled(g[0], by if kept is None else kept.tensor), before)],
         axes=lambda of: ax.broadcast(of[0], shape),
     )
     if before == shape:
@@ -103,8 +104,7 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     found.kind = "weights" if mask and value.kind == "scores" else value.kind  # a ReLU, up to other masks
     if not isinstance(factor, Tensor):
         found.softmax_over = value.softmax_over
-    elif factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
-        kept = call.tape.keeper.keep(factor)
+    elif kept and factor.numel() > 1 and call.weighs(factor, lambda: found.axes, _along(factor, shape)):
         found.mass = lambda: kept.tensor.abs() * (1 if mass is None else mass())
     return found
 

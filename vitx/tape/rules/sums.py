@@ -35,7 +35,7 @@ def blended(call: Call) -> list[Value]:
     """Record a weighted mean of two; the weight is held constant."""
     weight = call["weight"]
     of_constant = call.value(weight) is None
-    weight = weight.detach() if isinstance(weight, Tensor) else weight
+    weight = weight.detach().clone() if isinstance(weight, Tensor) else weight
     return [total(call, [(call["self"], 1 - weight), (call["end"], weight)], exact=of_constant)]
 
 
