@@ -5,12 +5,14 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from tests import models
 from tests.modules import Around
 from tests.oracle import same
-from vitx import explain
+from vitx import VitxError, explain
 
 METHODS = ["rollout", "grad_rollout"]
 IMAGES = models.FAMILIES["deit"].images()
@@ -177,3 +179,112 @@ def test_another_default_device(build, method):
     wanted = explain(model, images, method, target=0).maps
     with torch.device("meta"):
         assert torch.equal(explain(model, images, method, target=0).maps, wanted)
+
+
+class OneByOne(nn.Module):
+    """A model that runs its images one after another."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = models.built("deit")
+
+    def forward(self, images):
+        return torch.cat([self.model(image[None]) for image in images])
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence"])
+def test_layers_of_images_that_run_one_by_one_are_numbered_alike(method):
+    maps = [
+        explain(m, IMAGES, method, target=2, start_layer=1).maps for m in (models.built("deit"), OneByOne())
+    ]
+    assert torch.allclose(*maps, rtol=0, atol=1e-6)
+    with pytest.raises(VitxError, match="the model has 3 layers"):
+        explain(OneByOne(), IMAGES, method, target=2, start_layer=3)
+
+
+class GivenWeights(nn.Module):
+    """A model whose weights are swapped in for each pass, and that does not hold them itself."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.skeleton = [model]
+        self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def forward(self, images):
+        return functional_call(self.skeleton[0], self.weights, (images,))
+
+
+@pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence"])
+@pytest.mark.parametrize("build", [models.deit, models.swin])
+def test_weights_that_are_swapped_in(build, method):
+    """They count as learned where they contract channels, as in the layer that merges patches."""
+    model, images = build().eval(), torch.rand(2, 3, 32, 32)
+    maps = [explain(one, images, method, target=2).maps for one in (model, GivenWeights(model))]
+    assert torch.allclose(*maps, rtol=0, atol=1e-5)
+
+
+def test_a_batch_of_weights():
+    """An ensemble runs by vmap over stacked weights."""
+    members = [models.deit().eval() for _ in range(2)]
+    stacked = {
+        name: torch.stack([dict(m.named_parameters())[name] for m in members])
+        for name, _ in members[0].named_parameters()
+    }
+
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.member = members[0]
+
+        def forward(self, images):
+            run = torch.vmap(lambda weights: functional_call(self.member, weights, (images,)))
+            return run(stacked).mean(0)
+
+    class Plain(nn.Module):
+        def forward(self, images):
+            return (members[0](images) + members[1](images)) / 2
+
+    maps = [explain(one, IMAGES, "rollout", target=2).maps for one in (Plain(), Ensemble().eval())]
+    assert torch.allclose(*maps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_with_views_of_the_output_of_the_kernel(method):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Conv2d(3, 24, 8, 8), nn.Linear(24, 5)
+            self.attention = nn.MultiheadAttention(24, 3, batch_first=True)
+
+        def forward(self, images):
+            x = self.embed(images).flatten(2).mT
+            return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+    model = Net().eval()
+    with torch.no_grad():
+        graph = make_fx(model)(IMAGES)
+    maps = [explain(one, IMAGES, method, target=2).maps for one in (model, graph)]
+    assert torch.allclose(*maps, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("gradient", ["linearised", "plain"])
+def test_a_table_that_a_traced_program_holds(gradient, frozen):
+    """No value leaves torch, though torch asks the modes of Python when TorchScript calls."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vit = models.deit()
+
+        def forward(self, images):
+            table = 1 + torch.arange(self.vit.embed_dim) / self.vit.embed_dim
+            x = self.vit.forward_features(images)
+            return self.vit.forward_head(x * table)
+
+    model = Net().eval()
+    traced = torch.jit.trace(model, IMAGES)
+    traced = torch.jit.freeze(traced) if frozen else traced
+    maps = [explain(one, IMAGES, "grad_rollout", target=2, gradient=gradient).maps for one in (model, traced)]
+    assert torch.allclose(*maps, rtol=0, atol=1e-6)

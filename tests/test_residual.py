@@ -212,3 +212,26 @@ def test_gae_adds_what_attention_carries(block):
     model, images = built(block)
     found = explain(model, images, "gae", target=1)
     assert (found.conservation - 1).abs().max() < 1e-9
+
+
+class Frequencies(nn.Module):
+    """A stream with tokens from an operator without a rule behind those of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.transformed = nn.Conv2d(3, WIDTH, 8, 8), nn.Conv2d(6, WIDTH, 8, 8)
+        self.qkv, self.head = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, images):
+        found = torch.view_as_real(torch.fft.fft2(images)).permute(0, 1, 4, 2, 3).flatten(1, 2)
+        x = torch.cat([self.embed(images).flatten(2).mT, self.transformed(found).flatten(2).mT], 1)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        x = x + ((q @ k.mT).softmax(-1)) @ v
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("options", [{}, {"head_fusion": "max"}])
+def test_relevance_reaches_an_operator_without_a_rule_through_attention(options):
+    """The token that is read does not come from that operator, but attends to tokens that do."""
+    with pytest.raises(VitxError, match="% of the relevance reached view_as_real"):
+        explain(Frequencies().eval(), torch.rand(2, 3, 32, 32), "rollout", **options)

@@ -125,19 +125,27 @@ class Call:
         return Kept(weight.detach()) if self.tape.network is None else self.kept(weight)
 
     def weighs(
-        self, constant: Tensor, axes: Callable[[], Axes], dims: Iterable[int], *, widens: bool = False
+        self,
+        constant: Tensor,
+        axes: Callable[[], Axes],
+        dims: Iterable[int],
+        *,
+        contracts: bool = False,
+        widens: bool = False,
     ) -> bool:
         """Return whether a constant sets how much the elements along some dimensions count.
 
-        A learned one does not. A given one counts as learned along channels, or if it adds dimensions to a
-        value that has no channels yet, as the first layer does.
+        A learned one does not. A given one counts as learned along channels, or if it `contracts` any, as the
+        layer that merges patches does; or if it adds dimensions to a value that has no channels yet, as the
+        first layer does.
         """
         origin = self.tensors.origin(constant)
         if origin != "given":
             return origin == "fixed"
         known = axes()
         begins = widens and not any(factor.channels for part in known for factor in part)
-        return not begins and not all(factor.channels for dim in dims for factor in known[dim])
+        of_channels = (factor.channels for dim in dims for factor in known[dim])
+        return not begins and not (any(of_channels) if contracts else all(of_channels))
 
     def inner(self, function: Any, *args: Any, out: Tensor | None = None) -> "Call":
         """Return a call that is part of this one, such as the product inside an addmm."""

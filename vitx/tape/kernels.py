@@ -24,7 +24,7 @@ def run(call: Call) -> Any:
     query, key, value = call["query"], call["key"], call["value"]
     (batch, heads, queries, dim), keys = query.shape, key.shape[2]
     scale = dim**-0.5 if call["scale"] is None else call["scale"]
-    output = value.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)  # the kernel's layout
+    output = torch.empty_like(query)  # the kernel's layout, in which a graph may view it
     call.fused, memory = value.new_empty(batch, queries, keys), call.tape.memory
 
     def compute(part: Cut) -> Tensor:
@@ -40,7 +40,7 @@ def run(call: Call) -> Any:
     tiles = (Tile(*part, heads, compute) for part in parts)
     for _ in fused(tiles, call.tape.head_fusion, call.fused):
         pass  # tiles are fused as they are computed
-    return output, query.new_empty(query.shape[:3])
+    return output, query.new_full(query.shape[:3], torch.nan)  # nobody asks for the log-sum-exp
 
 
 def _is_small(call: Call) -> bool:

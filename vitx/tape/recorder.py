@@ -114,7 +114,12 @@ class Recorder(TorchDispatchMode):
         return None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, operator = kwargs or {}, overload(func)
+        with torch._C.DisableTorchFunction():  # the function mode is still on for calls of TorchScript
+            return self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run a call, and record it if an argument is live."""
+        operator = overload(func)
         if args and type(args[0]) in (int, float, bool):
             args = operator.wrapped(args)
         if operator.composite and not (operator.name == "linear" and self._is_layer(args)):

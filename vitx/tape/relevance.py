@@ -90,7 +90,8 @@ class Propagation:
         self._layer: dict[Attention, Layer] = {}  # if the share that tokens keep depends on A
         self._entered: dict[Sum, Tensor] = {}  # the relevance of their residuals
         self._heads = Heads(tape)
-        for layer in tape.layers[rule.start_layer :] if rule.moves else []:
+        counting = [layer for layer in tape.layers if rule.moves and layer.number >= rule.start_layer]
+        for layer in counting:
             self._skipped -= layer.residuals
             if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
                 self._layer |= dict.fromkeys(layer.attentions, layer)
@@ -107,14 +108,13 @@ class Propagation:
     def _send(self, step: Step, arrived: list[Tensor]) -> Sent:
         if isinstance(step, Attention):
             return self._attended(step, arrived[0])
-        if isinstance(step, Sum) and step.unknown and step.relevance is not None:
-            return [(step.unknown[0], step.to_term(step.unknown[0], arrived[0]))]  # which is an error
         if isinstance(step, Sum) and step in self._around:
             self._entered[step] = arrived[0]
             return step.into_branches(arrived[0])
         if isinstance(step, Sum) and step.stream is not None:
             shown = self._tape.named  # a trace also shows the relevance of MLPs
-            if step in self._skipped or (not shown and step.returns_to_stream(arrived[0])):
+            apart = shown or step.unknown
+            if step in self._skipped or (not apart and step.returns_to_stream(arrived[0])):
                 return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:
             size = sum(float(r.abs().sum()) for r in arrived) / self._tape.image.shape[0]

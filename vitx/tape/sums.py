@@ -118,8 +118,13 @@ class Sum(Step):
         return fitted(self.vias[term](r) if term in self.vias else r, term.shape)
 
     def parts(self) -> dict[Value, float]:
-        """Return each branch's part of the attention's share, by the heads that the branch went through."""
+        """Return each branch's part of the attention's share, by the heads that the branch went through.
+
+        A term that comes from an operator without a rule counts as a branch, too: no sum leaves it out.
+        """
         heads = _by_heads(self.branches, self.closes)
+        left_out = [t for t in self.unknown if t is not self.stream and not heads.get(t)]
+        heads |= dict.fromkeys(left_out, sum(heads.values()) / len(heads))
         return {term: count / sum(heads.values()) for term, count in heads.items()}
 
     def repeats(self, other: "Sum") -> bool:
@@ -192,7 +197,7 @@ class Layer:
     """The attentions that one residual closes.
 
     Attributes:
-        number: layers are numbered from 0, in the order in which they ran.
+        number: how many layers lead to it: layers that run side by side, as for several images, share one.
         attentions: in the order in which they ran.
         residuals: the sums that close them: more than one if the tokens are added in parts.
     """
@@ -213,4 +218,14 @@ def layers_of(attentions: Sequence[Attention]) -> list[Layer]:
                 members, around = group[0] + members, group[1] | around
             groups.append((members, around))
     groups.sort(key=lambda group: group[0][0].value.number)
-    return [Layer(n, members, frozenset(around)) for n, (members, around) in enumerate(groups)]
+    found: list[Layer] = []
+    for members, around in groups:
+        found.append(Layer(count_layers(members[0].value, found), members, frozenset(around)))
+    return found
+
+
+def count_layers(value: Value, layers: Iterable[Layer]) -> int:
+    """Return how many layers one after another lead to a value."""
+    before = value.ancestors | 1 << value.number
+    closed = (n for n in layers if any(before >> one.outputs[0].number & 1 for one in n.residuals))
+    return max((layer.number + 1 for layer in closed), default=0)

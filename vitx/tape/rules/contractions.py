@@ -91,7 +91,11 @@ def _weighed(call: Call, contraction: Contraction, factor: float) -> Value:
     assert value is not None
     widens = any(own > 1 == size for own, size in zip(constant.shape, shape, strict=True))
     fixed = call.weighs(
-        constant.tensor, lambda: ax.reshaped(value.axes, shape) or ax.tokens(shape), dims, widens=widens
+        constant.tensor,
+        lambda: ax.reshaped(value.axes, shape) or ax.tokens(shape),
+        dims,
+        contracts=True,
+        widens=widens,
     )
     stacked, normalized = (ax.reshaped(axes or (), shape) or () for axes in (value.along, value.softmax_over))
     parts = value.parts if {*ax.channel_dims(stacked)} & {*dims} else None

@@ -14,7 +14,7 @@ from vitx.tape.attention import Attention
 from vitx.tape.call import Call
 from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.registry import rule
-from vitx.tape.sums import Sum
+from vitx.tape.sums import Sum, count_layers
 from vitx.tape.terms import Weighted, added_anew, as_number, terms_of
 from vitx.tape.values import Value, reduced
 from vitx.tape.weights import alike
@@ -175,7 +175,7 @@ def _summed(
         tape.end(found, call.out)
         if tape.accounts:
             # An attention over channels, which is in no layer, counts, too.
-            before = len(tape.layers) or any(isinstance(one, Attention) for one in tape.steps)
+            before = count_layers(found, tape.layers) or any(isinstance(one, Attention) for one in tape.steps)
             inside = [term.mass() != 0 for term in step.branches if term.mass is not None]
             padded = len(inside) == len(step.branches) > 0  # only some tokens are in a branch
             out = call.out * reduce(or_, inside) if padded else call.out
