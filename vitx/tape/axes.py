@@ -99,7 +99,7 @@ def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
         .view(whole)
         .expand([f.size for f in factors])
     )
-    moved = move(marks.reshape([math.prod(f.size for f in part) for part in axes]))
+    moved = move(marks.reshape([math.prod(f.size for f in part) for part in axes]).contiguous())
     same = [bool((moved == moved.narrow(dim, 0, 1)).all()) for dim in range(moved.ndim)]
     return tuple(dimension(size, one) for size, one in zip(moved.shape, same, strict=True))
 

@@ -15,6 +15,9 @@ from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Kept, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
 
+# The dtypes of tensors that wrap numbers.
+WRAPPED = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
 
 class Overload:
     """The schema of an operator."""
@@ -42,10 +45,12 @@ class Overload:
     def wrapped(self, args: Sequence[Any]) -> Sequence[Any]:
         """Turn numbers into tensors where the operator needs them: torch unwraps those of frozen graphs."""
         pairs = zip(args, self._tensors, strict=False)
-        if not any(needed and isinstance(one, (int, float)) for one, needed in pairs):
+        if not any(needed and type(one) in WRAPPED for one, needed in pairs):
             return args
         return [
-            torch.tensor(one, device="cpu") if needed and isinstance(one, (int, float)) else one
+            torch.scalar_tensor(one, dtype=WRAPPED[type(one)], device="cpu")
+            if needed and type(one) in WRAPPED
+            else one
             for one, needed in zip(args, self._tensors, strict=False)
         ]
 

@@ -144,6 +144,7 @@ class Layout:
     axes: ax.Axes  # of the aligned output
     over_channels: bool  # whether the keys are channels of the same tokens
     added_heads: int  # how many heads the contraction adds up along with the keys; 1 if none
+    learned_queries: bool  # whether some of its heads may be learned queries, which a constant brought
 
     @classmethod
     def of(
@@ -167,7 +168,7 @@ class Layout:
         groups: dict[str, list[int]] = {letter: [] for letter in "THQKD"}
         split: dict[str, list[int]] = {"THQK": [], "THKD": [], "THQD": []}
         keys = [factor.channels for dim in contraction.summed for factor in axes[dim]]
-        added = 1
+        added, learned = 1, False
         for dim, (a, v) in enumerate(zip(weights.shape, values.shape, strict=True)):
             shared = (a == 1) == (v == 1)
             letter = "K" if dim in contraction.summed else "" if shared else "Q" if v == 1 else "D"
@@ -178,6 +179,7 @@ class Layout:
             for factor in part:
                 role = "H" if apart and factor.channels else letter or "T"
                 groups[role].append(len(sizes))
+                learned = learned or (role, letter) == ("H", "Q")
                 added *= factor.size if role == "H" and letter == "K" else 1
                 sizes.append(factor.size)
                 split["THQK"].append(1 if a == 1 else factor.size)
@@ -186,7 +188,7 @@ class Layout:
         pairs = zip(axes, weights.shape, values.shape, strict=True)
         aligned = (part if v > 1 else ax.dimension(a, False) for part, a, v in pairs)
         out = tuple(() if d in contraction.summed else part for d, part in enumerate(aligned))
-        return cls(sizes, groups, split, values.tensor.shape, out, bool(keys) and all(keys), added)
+        return cls(sizes, groups, split, values.tensor.shape, out, bool(keys) and all(keys), added, learned)
 
     def count(self, letter: str) -> int:
         """Return how many images and windows, heads, queries, keys or channels there are."""
@@ -214,10 +216,10 @@ class Layout:
         """
         order, rest = [place for letter in letters for place in self.groups[letter]], tensor.shape[3:]
         split, places = self.split[letters + ("K" if letters == "THQ" else "D")], sorted(order)
-        found = tensor.reshape(*(split[place] for place in places), *rest)
-        found = found.expand(*(self.sizes[place] for place in places), *rest)
-        found = found.permute(*map(places.index, order), *range(len(order), found.ndim))
-        return found.reshape(*map(self.count, letters), *rest)
+        found = tensor.reshape([*(split[place] for place in places), *rest])
+        found = found.expand([*(self.sizes[place] for place in places), *rest])
+        found = found.permute([*map(places.index, order), *range(len(order), found.ndim)])
+        return found.reshape([*map(self.count, letters), *rest])
 
     def _order(self, letters: str) -> tuple[list[int], list[int]]:
         """Return the places of the factors of some letters, and those of all others."""

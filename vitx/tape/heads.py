@@ -65,7 +65,12 @@ def _feeds(one: Attention, other: Attention) -> bool:
 
 
 def check_alone(tape: Tape, pooling: Attention) -> None:
-    """Raise a VitxError if attentions without a residual pool the same tokens: they may be heads of one."""
+    """Raise a VitxError if it is unknown which of several matrices without a residual are heads of one.
+
+    They may be attentions that pool the same tokens, or learned queries.
+    """
+    if pooling.layout.learned_queries:
+        raise VitxError("heads of an attention cannot be told from learned queries: take head_fusion='mean'")
     for one in [one for one in tape.attentions if one is not pooling and not one.residuals]:
         alike = one.last_residual == pooling.last_residual
         apart = not (one.value.made_from(pooling.value) or pooling.value.made_from(one.value))

@@ -49,9 +49,10 @@ def _is_small(call: Call) -> bool:
     of_values, masked = call.value(value), call["is_causal"] or call["attn_mask"] is not None
     if of_values is None or masked or call["dropout_p"]:
         return False
-    of_query, (_, heads, tokens, _) = call.value(query), of_values.axes
+    of_query, (images, heads, tokens, _) = call.value(query), of_values.axes
     rows = of_query.axes[2] if of_query else ()
-    apart = all(factor.channels for factor in heads) and not any(f.channels for f in (*rows, *tokens))
+    apart = all(factor.channels for factor in heads)
+    apart = apart and not any(factor.channels for factor in (*images, *rows, *tokens))
     plain = query.dtype in (torch.float32, torch.float64) and not query.is_inference()
     same = query.shape[:2] == key.shape[:2] == value.shape[:2]
     entries = query.shape[1] * query.shape[2] * key.shape[2]

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitx.errors import VitxError
 from vitx.models.isolation import Copied
 from vitx.tape import kernels
-from vitx.tape.call import FLASH, Call, overload, tensors_in
+from vitx.tape.call import FLASH, WRAPPED, Call, overload, tensors_in
 from vitx.tape.registry import unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
@@ -120,7 +120,7 @@ class Recorder(TorchDispatchMode):
     def _run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run a call, and record it if an argument is live."""
         operator = overload(func)
-        if args and type(args[0]) in (int, float, bool):
+        if args and type(args[0]) in WRAPPED:
             args = operator.wrapped(args)
         if operator.composite and not (operator.name == "linear" and self._is_layer(args)):
             with self:

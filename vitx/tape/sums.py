@@ -98,6 +98,10 @@ class Sum(Step):
         if all(mass is None for mass in masses):
             return [scaled(r, share) if share else None for share in shares]
         inside = [r.new_ones(()) if mass is None else (mass() != 0).to(r) for mass in masses]
+        if self.stream is not None and self.stream.mass is not None and (dims := self.channels()):
+            # A token of the stream keeps its share if any of its channels are real.
+            number = self.inputs.index(self.stream)
+            inside[number] = inside[number].expand(r.shape).amax(dims, keepdim=True)
         parts = [share * real for share, real in zip(shares, inside, strict=True)]
         rest = [number for number, term in enumerate(self.inputs) if term is not self.stream]
         due = r.new_tensor([shares[number] for number in rest]).sum()
@@ -161,7 +165,7 @@ class Sum(Step):
         if self.stream is None and attended and len(attended) < len(self.inputs):
             common = reduce(and_, (term.ancestors for term in self.inputs))
             if all(common >> attention.last_residual & 1 for term in attended for attention in term.open):
-                return attended
+                return [term for term in self.inputs if term in attended or term in self.unknown]
         return self.inputs
 
 

@@ -17,6 +17,7 @@ from vitx.tape.call import Call
 from vitx.tape.contraction import Contraction, Layout, Operand
 from vitx.tape.expanded import ratio
 from vitx.tape.registry import RULES, rule
+from vitx.tape.rules.elementwise import of_scores
 from vitx.tape.tape import Tape
 from vitx.tape.values import Value
 from vitx.tape.walk import through, walk
@@ -31,11 +32,26 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
     assert weights.value is not None
     assert values.value is not None
     layout = Layout.of(contraction, weights, values, weights.value.axes, weights.value.softmax_over)
+    layout = replace(layout, learned_queries=layout.learned_queries and not attends(call, weights.value))
     matrix = layout.grouped(weights.tensor.detach(), "THQK")
     matrix = matrix if factor == 1 else matrix * factor
     laid = layout.grouped(values.tensor.detach(), "THKD")
     described = stored(call.tape, matrix, laid, sums_to_1=alike(matrix.sum(-1), 1))
     return attention(call, described, layout, weights.value, values.value)
+
+
+def has_one_key(call: Call, weights: Value) -> bool:
+    """Return whether weights are a softmax over a dimension of size 1."""
+    over = call.tape.values[weights.rearranges.bit_length() - 1].softmax_over
+    return weights.kind == "weights" and over is not None and not ax.channel_dims(over, some=True)
+
+
+def attends(call: Call, weights: Value) -> bool:
+    """Return whether weights are a softmax of scores, or a part of one."""
+    step = call.tape.values[weights.rearranges.bit_length() - 1].made_by
+    if step is None or weights.kind != "weights" or weights.softmax_over is None:
+        return False
+    return any(one.kind == "scores" or of_scores(call, one) for one in step.inputs)
 
 
 def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None, values: Value) -> Value:

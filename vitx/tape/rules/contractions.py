@@ -19,8 +19,8 @@ from vitx.tape.call import Call
 from vitx.tape.contraction import Contraction, across, of_matmul, of_sum, transposed
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.registry import rule, unknown
-from vitx.tape.rules.attention import attended
-from vitx.tape.rules.products import WEIGHING, attends
+from vitx.tape.rules.attention import attended, attends
+from vitx.tape.rules.products import WEIGHING
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import divided
 from vitx.tape.terms import stream_of

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.call import Call
+from vitx.tape.contraction import of_sum
 from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.registry import rule, unknown
-from vitx.tape.rules.attention import normalized, rescaled
+from vitx.tape.rules.attention import attended, attends, has_one_key, normalized, rescaled
 from vitx.tape.rules.elementwise import gated, of_scores
 from vitx.tape.terms import as_number
 from vitx.tape.values import Value, reduced
@@ -38,9 +39,14 @@ def multiplied(call: Call) -> list[Value]:
                 return [softmax]
         if (regrouped := _regrouped(call, (first, one), (second, other))) is not None:
             return multiplied(regrouped)
+        pair = (first, one), (second, other)
+        for weights, values in (pair, pair[::-1]):
+            if has_one_key(call, weights[1]) and values[1].kind is None:
+                contraction = of_sum((weights, values), call.out.ndim, ())
+                return [attended(call, contraction, *contraction[:2], 1.0)]
         found = _product(call, first, second)
-        if first.numel() and second.numel():
-            call.factors = [(first, one), (second, other)]
+        if first.numel() and second.numel() and (one.base != other.base or one is other):
+            call.factors = pair  # an activation is summed as a whole
         return [found]
     tensor, factor = (second, first) if one is None else (first, second)
     (value,) = call.values
@@ -109,14 +115,6 @@ def _times_constant(call: Call, value: Value, factor: Any) -> Value:
     return found
 
 
-def attends(call: Call, weights: Value) -> bool:
-    """Return whether weights are a softmax of scores, or a part of one."""
-    step = call.tape.values[weights.rearranges.bit_length() - 1].made_by
-    if step is None or weights.kind != "weights" or weights.softmax_over is None:
-        return False
-    return any(one.kind == "scores" or of_scores(call, one) for one in step.inputs)
-
-
 def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
     """Return the dimensions of a shape along which a factor that broadcasts to it varies."""
     return [dim + len(shape) - factor.ndim for dim, size in enumerate(factor.shape) if size > 1]
@@ -166,7 +164,7 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
         lambda r: [fitted(scaled(r[0], 1 / len(shapes)), s) for s in shapes],
         gradient,
         sources=sources,
-        axes=(lambda of: ax.broadcast(of[0], shape)) if all_its_own else None,
+        axes=lambda of: reduce(ax.merged, (ax.broadcast(axes, shape) for axes in of)),
     )
     found.tokens = call.tape.combined(found, [one, other])
     if one.base == other.base and one.shape == other.shape:
