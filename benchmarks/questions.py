@@ -53,7 +53,7 @@ class Halves(nn.Module):
         return logits
 
 
-def grey(count: int, noise: float) -> Tensor:
+def gray(count: int, noise: float) -> Tensor:
     """Return gray pictures with noise, (count, 3, SIDE, SIDE)."""
     return MEAN + noise * torch.randn(count, 3, SIDE, SIDE)
 
@@ -82,7 +82,7 @@ def halves(count: int) -> tuple[Tensor, Tensor, list[Tensor]]:
     Returns:
         Normalized pictures, the colors of both squares (count, 2), and the corners of both.
     """
-    pictures, colors, corners = grey(count, NOISE), torch.randint(4, (count, 2)), []
+    pictures, colors, corners = gray(count, NOISE), torch.randint(4, (count, 2)), []
     for half in (0, 1):
         rows, columns = places(SIDE, count), places(HALF_WIDTH, count) + half * HALF_WIDTH
         corners.append(torch.stack([rows, columns], 1))
@@ -97,7 +97,7 @@ def objects(count: int, which: Tensor) -> tuple[Tensor, list[Tensor]]:
     Returns:
         Pictures, and the corners of both objects.
     """
-    pictures, corners = grey(count, 0.1), []
+    pictures, corners = gray(count, 0.1), []
     quarters = torch.rand(count, 4).argsort(1)[:, :2]
     for one in (0, 1):
         inside = torch.stack([places(SIDE // 2, count), places(SIDE // 2, count)], 1)

@@ -118,6 +118,22 @@ def pets(tmp_path):
     return write_classes(tmp_path / "pets", cat=5, dog=10)
 
 
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Return a file with the weights of the small model for `vitx explain`."""
+    from tests.explain_command import save_weights  # imports timm
+
+    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a folder with five pictures and two files that are none."""
+    from tests.explain_command import write_photos
+
+    return write_photos(tmp_path / "photos")
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Yield a headless browser; skip if none is installed."""

@@ -22,96 +22,85 @@ DETR = {
 CONVOLUTIONS = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
 
 
+def _made(kind, task, behind=None, **config):
+    """Make a model of transformers for a task, which may have a backbone behind it."""
+    given = {} if behind is None else {"backbone_config": behind}
+    made = getattr(transformers, f"{kind}Config")(**given, **config)
+    return getattr(transformers, f"{kind}For{task}")(made)
+
+
+def swin():
+    return transformers.SwinConfig(**SWIN)
+
+
+def resnet():
+    return transformers.ResNetConfig(**RESNET)
+
+
 def segformer():
-    config = transformers.SegformerConfig(
+    return _made(
+        *("Segformer", "SemanticSegmentation"),
         **{"num_labels": 5, "depths": [1, 1], "hidden_sizes": [8, 16], "decoder_hidden_size": 16},
         **{"num_encoder_blocks": 2, "sr_ratios": [2, 1], "num_attention_heads": [1, 2]},
         **{"mlp_ratios": [2, 2], "patch_sizes": [7, 3], "strides": [4, 2]},
     )
-    return transformers.SegformerForSemanticSegmentation(config)
 
 
 def upernet():
-    config = transformers.UperNetConfig(
-        backbone_config=transformers.SwinConfig(**SWIN), hidden_size=8, auxiliary_channels=8, num_labels=5
-    )
-    return transformers.UperNetForSemanticSegmentation(config)
+    return _made("UperNet", "SemanticSegmentation", swin(), hidden_size=8, auxiliary_channels=8, num_labels=5)
 
 
 def dpt():
-    config = transformers.DPTConfig(
-        **VIT,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        num_labels=5,
-    )
-    return transformers.DPTForSemanticSegmentation(config)
+    neck = {"backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8}
+    return _made("DPT", "SemanticSegmentation", **VIT, **neck, num_labels=5)
 
 
 def beit():
-    config = transformers.BeitConfig(
-        **VIT, out_indices=[1, 2, 3, 4], num_labels=5, auxiliary_channels=8, pool_scales=[1, 2]
-    )
-    return transformers.BeitForSemanticSegmentation(config)
+    head = {"out_indices": [1, 2, 3, 4], "num_labels": 5, "auxiliary_channels": 8, "pool_scales": [1, 2]}
+    return _made("Beit", "SemanticSegmentation", **VIT, **head)
 
 
 def maskformer():
-    config = transformers.MaskFormerConfig(
-        backbone_config=transformers.SwinConfig(**SWIN),
-        decoder_config=transformers.DetrConfig(**DETR),
-        **{"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 4},
-    )
-    return transformers.MaskFormerForInstanceSegmentation(config)
+    sizes = {"fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 4}
+    decoder = transformers.DetrConfig(**DETR)
+    return _made("MaskFormer", "InstanceSegmentation", swin(), decoder_config=decoder, **sizes)
 
 
 def mask2former():
-    config = transformers.Mask2FormerConfig(
-        backbone_config=transformers.SwinConfig(**SWIN),
+    return _made(
+        *("Mask2Former", "UniversalSegmentation", swin()),
         **{"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_labels": 4, "num_queries": 6},
         **{"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "dim_feedforward": 16},
         **{"encoder_feedforward_dim": 16},
     )
-    return transformers.Mask2FormerForUniversalSegmentation(config)
 
 
 def detr():
-    config = transformers.DetrConfig(
-        backbone_config=transformers.ResNetConfig(**RESNET), **CONVOLUTIONS, **DETR
-    )
-    return transformers.DetrForObjectDetection(config)
+    return _made("Detr", "ObjectDetection", resnet(), **CONVOLUTIONS, **DETR)
 
 
 def conditional_detr():
-    backbone = transformers.ResNetConfig(**RESNET)
-    config = transformers.ConditionalDetrConfig(backbone_config=backbone, **CONVOLUTIONS, **DETR)
-    return transformers.ConditionalDetrForObjectDetection(config)
+    return _made("ConditionalDetr", "ObjectDetection", resnet(), **CONVOLUTIONS, **DETR)
 
 
 def deformable_detr():
-    backbone = transformers.ResNetConfig(**RESNET)
-    config = transformers.DeformableDetrConfig(
-        backbone_config=backbone, **CONVOLUTIONS, **(DETR | {"d_model": 32}), num_feature_levels=3
-    )
-    return transformers.DeformableDetrForObjectDetection(config)
+    options = CONVOLUTIONS | DETR | {"d_model": 32, "num_feature_levels": 3}
+    return _made("DeformableDetr", "ObjectDetection", resnet(), **options)
 
 
 def rt_detr():
-    config = transformers.RTDetrConfig(
-        backbone_config=transformers.RTDetrResNetConfig(**RESNET),
+    return _made(
+        *("RTDetr", "ObjectDetection", transformers.RTDetrResNetConfig(**RESNET)),
         **{"encoder_hidden_dim": 16, "encoder_in_channels": [8, 16, 16], "encoder_layers": 1},
         **{"encoder_ffn_dim": 16, "encoder_attention_heads": 2, "d_model": 16, "num_queries": 6},
         **{"decoder_in_channels": [16, 16, 16], "decoder_ffn_dim": 16, "decoder_layers": 2},
         **{"decoder_attention_heads": 2, "num_labels": 4, "num_denoising": 0, "hidden_expansion": 0.5},
     )
-    return transformers.RTDetrForObjectDetection(config)
 
 
 def yolos():
-    config = transformers.YolosConfig(
-        **{**VIT, "image_size": [32, 32], "num_hidden_layers": 2}, num_detection_tokens=6, num_labels=4
-    )
-    return transformers.YolosForObjectDetection(config)
+    options = VIT | {"image_size": [32, 32], "num_hidden_layers": 2, "num_labels": 4}
+    return _made("Yolos", "ObjectDetection", **options, num_detection_tokens=6)
 
 
 SEGMENTERS = {one.__name__: one for one in (segformer, upernet, dpt, beit, maskformer, mask2former)}

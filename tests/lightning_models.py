@@ -68,11 +68,14 @@ def samples(count: int, seed: int = 0) -> TensorDataset:
 
 
 def fit(
-    *callbacks: pl.Callback, module: Any = SmallClassifier, data: Any = None, **options: Any
-) -> tuple[pl.Trainer, pl.LightningModule]:
-    """Train identically in every call, by default for two epochs of four steps; `data` are two loaders."""
+    *callbacks: Any, module: Any = SmallClassifier, data: Any = None, library: Any = pl, **options: Any
+) -> tuple[Any, Any]:
+    """Train identically in every call, by default for two epochs of four steps; `data` are two loaders.
+
+    The module may be a function that makes it, and the library the twin of `lightning.pytorch`.
+    """
     pl.seed_everything(1)
-    model = module() if isinstance(module, type) else module
+    model = module if isinstance(module, nn.Module) else module()
     ckpt_path = options.pop("ckpt_path", None)
     settings = {
         "max_epochs": 2,
@@ -84,7 +87,8 @@ def fit(
         "log_every_n_steps": 1,
     }
     with TemporaryDirectory() as folder:  # unless the options name one
-        trainer = pl.Trainer(callbacks=list(callbacks), **({"default_root_dir": folder} | settings | options))
+        settings |= {"default_root_dir": folder, "callbacks": list(callbacks), **options}
+        trainer = library.Trainer(**settings)
         train, held_out = data or (
             DataLoader(samples(16), batch_size=4, shuffle=True),
             DataLoader(samples(8, seed=1), batch_size=4),

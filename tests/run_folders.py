@@ -29,3 +29,11 @@ def firing(place: Path, step: int) -> dict[str, np.ndarray]:
     """Return the arrays that were saved at a step."""
     with np.load(files_of(kept(place), FIRING)[step]) as arrays:
         return dict(arrays)
+
+
+def shown(folder: str | Path) -> list[int]:
+    """Return the steps at which TensorBoard shows a picture, which are those of its numbers."""
+    found = events(folder)
+    steps = [event.step for event in found.Images("vitx/maps")]
+    assert steps == [event.step for event in found.Scalars("vitx/rollout/entropy")]
+    return steps

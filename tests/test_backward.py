@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import vitx
 from tests import models
+from tests.modules import Around
 from vitx import passes
 from vitx.tape import backward
 from vitx.tape.grid import Grid
@@ -45,16 +46,9 @@ def test_tensors_without_values_can_be_explained(kind, method, nothing_is_read):
 
 
 def test_a_read_in_the_middle_would_be_seen(nothing_is_read):
-    class Reads(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = models.deit()
-
-        def forward(self, x):
-            return self.inner(x if bool((x == x).all()) else -x)
-
+    reads = Around(lambda inner, x: inner(x if bool((x == x).all()) else -x), models.deit())
     with pytest.raises(Exception, match=r"[Mm]eta"):
-        vitx.explain(Reads().to("meta").eval(), torch.empty(2, 3, 32, 32, device="meta"))
+        vitx.explain(reads.to("meta").eval(), torch.empty(2, 3, 32, 32, device="meta"))
 
 
 @pytest.mark.parametrize("method", ["rollout", "grad_rollout", "gae", "evidence", "attention", "legrad"])

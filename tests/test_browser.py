@@ -8,7 +8,6 @@ import sys
 import time
 from functools import partial
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests import browsers, run_folders
-from tests.lightning_models import IMAGE, SmallClassifier
+from tests.lightning_models import IMAGE, SmallClassifier, fit
 from vitx.callbacks import RolloutCallback
 
 playwright = browsers.playwright()
@@ -68,22 +67,10 @@ def pixels(png):
 def logs(tmp_path_factory):
     """Return a folder that holds the logs of a training and nothing else."""
     folder = tmp_path_factory.mktemp("logs")
-    pl.seed_everything(1)
-    trainer = pl.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        logger=TensorBoardLogger(folder, name=None, version="training"),
-        callbacks=[RolloutCallback(num_images=3, every_n_steps=4, on_error="raise")],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
-    trainer.fit(
-        QuickLearner(),
-        DataLoader(squares(24), batch_size=6, shuffle=True),
-        DataLoader(squares(12), batch_size=6),
-    )
+    data = DataLoader(squares(24), batch_size=6, shuffle=True), DataLoader(squares(12), batch_size=6)
+    logger = TensorBoardLogger(folder, name=None, version="training")
+    callback = RolloutCallback(num_images=3, every_n_steps=4, on_error="raise")
+    fit(callback, module=QuickLearner, data=data, logger=logger, max_epochs=3)
     return folder
 
 

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 import vitx
 from tests.lightning_models import IMAGE, SmallClassifier, averaging, fit, samples
+from tests.modules import Around
 from vitx import VitxError
 from vitx.callbacks import RolloutCallback
 from vitx.watch.calling import call_of
@@ -61,17 +62,6 @@ class NoForward(SmallClassifier):
 
     def validation_step(self, batch, _):
         pass
-
-
-class Whole(nn.Module):
-    """A wrapper that calls NoForward as it should be called."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, images):
-        return self.module.logits(images)
 
 
 class NeedsAge(SmallClassifier):
@@ -135,9 +125,8 @@ def test_the_forward_of_the_module():
 
 
 def test_a_forward_fn_where_there_is_no_forward():
-    assert_explains(
-        lambda _, module: Whole(module), NoForward, forward_fn=lambda module, images: module.logits(images)
-    )
+    logits = NoForward.logits
+    assert_explains(lambda _, module: Around(logits, module), NoForward, forward_fn=logits)
 
 
 @pytest.mark.parametrize("module", [HuggingFace, Lora])
@@ -184,16 +173,9 @@ def test_what_a_forward_asks_for_by_name_is_taken_from_the_batch():
     _, module = fit(callback, module=NeedsAge, data=data, max_steps=2)
     ages, images = torch.tensor([1.0, 3, 5, 7]), samples(8).tensors[0][1::2]
 
-    class Bound(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = module
-
-        def forward(self, images):
-            return self.module(images, ages)
-
     found = callback.state_dict()["maps"]["grad_rollout"]
-    assert torch.allclose(found, vitx.explain(Bound(), images, "grad_rollout").maps)
+    bound = Around(lambda module, x: module(x, ages), module)
+    assert torch.allclose(found, vitx.explain(bound, images, "grad_rollout").maps)
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,11 @@ from safetensors.torch import save_file
 
 import vitx
 from tests import models
+from tests.explain_command import NAME, OPTIONS, tiny
 from vitx.cli import COMMANDS, main
 from vitx.cli.options import read_settings
 from vitx.errors import VitxError
 from vitx.pictures.render import TILE_WIDTH
-
-NAME = "deit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("compared")
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     Image.fromarray(pixels).save(made / "cat.png")
-    model = models.spread(timm.create_model(NAME, num_classes=7, **OPTIONS))
+    model = tiny()
     save_file(model.state_dict(), made / "first.safetensors")
     with torch.no_grad():
         model.blocks[0].attn.qkv.weight.mul_(-1)

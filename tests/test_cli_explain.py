@@ -8,20 +8,10 @@ import pytest
 from PIL import Image
 
 import vitx
-from tests.explain_command import OPTIONS, command, save_weights, shards, tiny, write_photos, written
+from tests.explain_command import OPTIONS, command, shards, tiny, written
 from vitx.cli import main
 from vitx.cli.folder import linked
 from vitx.inputs.preprocessing import Preprocessing
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_photos(tmp_path / "photos")
 
 
 class TestFiles:

@@ -16,14 +16,13 @@ from safetensors.torch import load_file, save_file
 
 import vitx
 from tests import models
+from tests.explain_command import NAME, OPTIONS
 from tests.hugging_face import hugging_face
 from vitx import VitxError
 from vitx.cli import main
 from vitx.models.named import load_hugging_face
 from vitx.models.own import load_own
 
-NAME = "deit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
 SIZED = ["--input-options", "size=32", "mean=0.4", "std=0.2"]
 OWN = f"""
 import timm, torch
@@ -61,7 +60,7 @@ class OneNumber(Net):
 def one_number():
     return OneNumber(backbone(), 1)
 """
-BACKBONE = {"class_path": "own.backbone"}
+BACKBONE, MADE = {"class_path": "own.backbone"}, {"class_path": "own.net"}
 NET = {"class_path": "own.Net", "init_args": {"backbone": BACKBONE}}
 
 
@@ -97,7 +96,7 @@ def belongings(tmp_path_factory):
     hugging_face(made / "headless", "bare")
     hugging_face(made / "without", processor=False)
     Image.new("RGB", (60, 40), (200, 30, 30)).save(made / "x.png")
-    Image.new("L", (60, 40), 90).save(made / "grey.png")
+    Image.new("L", (60, 40), 90).save(made / "gray.png")
     bands(made)
     yield made
     sys.path.remove(str(made))
@@ -147,6 +146,8 @@ def explained(belongings, tmp_path, monkeypatch, capsys):
 
 
 MANY = timm_model("13.safetensors", in_chans=13)
+BARE = timm_model("bare.safetensors")
+WRONG = 'x.png --model own:net --model-options {"classes":{"class_path":"a.b","args":1}}'
 
 
 @pytest.mark.parametrize(
@@ -200,12 +201,12 @@ def test_hugging_face_is_named_where_it_is_missing(monkeypatch, tmp_path):
 
 def test_one_number_for_each_picture(explained):
     """An output (B,) distinguishes two classes."""
-    status, said, output = explained("x.png", "grey.png", "--model", "own:one_number", "--save", "json")
+    status, said, output = explained("x.png", "gray.png", "--model", "own:one_number", "--save", "json")
     assert status == 0, said
     assert json.loads((output / "x.png.json").read_text())["prediction"] in (0, 1)
 
 
-@pytest.mark.parametrize("words", [timm_model("bare.safetensors"), ["--model", "headless"]])
+@pytest.mark.parametrize("words", [BARE, ["--model", "headless"]])
 def test_a_backbone_alone_has_no_prediction(explained, words):
     status, said, output = explained("x.png", *words, "--save", "json")
     assert status == 0
@@ -214,7 +215,7 @@ def test_a_backbone_alone_has_no_prediction(explained, words):
     assert json.loads((output / "x.png.json").read_text())["prediction"] is None
 
 
-@pytest.mark.parametrize(("file", "level"), [("x.png", 81), ("grey.png", 90)])
+@pytest.mark.parametrize(("file", "level"), [("x.png", 81), ("gray.png", 90)])
 @pytest.mark.parametrize(
     ("words", "mean", "std"),
     [(timm_model("1.safetensors", in_chans=1), 0.449, 0.226), (["--model", "gray"], 0.4, 0.2)],
@@ -280,36 +281,21 @@ def test_what_fabric_set_up(belongings, precision, method):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["x.png", "--model", "own:nothing"], "own:nothing must make a torch.nn.Module, found int"),
-        (["x.png", "--model", "own:absent"], "there is no class or function own:absent"),
-        (["x.png", "--model", "own.net"], "timm has no model 'own.net'"),
-        (["x.png", "--model", "own:net", "--model-options", "a=1"], "own:net could not be made: TypeError"),
-        (["x.png", "--model", "own:Module", "--weights", "net.ckpt"], "give it by --model-options"),
-        (
-            ["x.png", *timm_model("net.safetensors", a={"class_path": "own.net"})],
-            "does not take these options",
-        ),
-        (
-            [
-                "x.png",
-                "--model",
-                "own:net",
-                "--model-options",
-                '{"classes": {"class_path": "a.b", "args": 1}}',
-            ],
-            "next to class_path, only init_args is allowed",
-        ),
+        ("x.png --model own:nothing", "own:nothing must make a torch.nn.Module, found int"),
+        ("x.png --model own:absent", "there is no class or function own:absent"),
+        ("x.png --model own.net", "timm has no model 'own.net'"),
+        ("x.png --model own:net --model-options a=1", "own:net could not be made: TypeError"),
+        ("x.png --model own:Module --weights net.ckpt", "give it by --model-options"),
+        (["x.png", *timm_model("net.safetensors", a=MADE)], "does not take these options"),
+        (WRONG, "next to class_path, only init_args is allowed"),
         (["x.png", *timm_model("mlp.safetensors")], "which is not a single linear layer"),
-        (
-            ["x.png", *timm_model("bare.safetensors"), "--method", "gae"],
-            "the model has no head, and gae explains",
-        ),
-        (["x.png", "--model", "someone/absent"], "could not be fetched from the hub, which does not answer"),
-        (["x.png", "--model", "hf-hub:someone/absent"], "could not be fetched from the hub"),
-        (["x.png", "--model", "without"], "holds no image processor"),
-        (["x.png", "--model", "hf", "--input-options", "mean=0.5"], "leave out --input-options mean"),
-        (["x.png", "--model", "hf", "--weights", "net.ckpt"], "leave out --weights"),
-        (["x.png", "--model", "hf", "--model-options", "a=1"], "--model-options are only for timm models"),
+        (["x.png", *BARE, "--method", "gae"], "the model has no head, and gae explains"),
+        ("x.png --model someone/absent", "could not be fetched from the hub, which does not answer"),
+        ("x.png --model hf-hub:someone/absent", "could not be fetched from the hub"),
+        ("x.png --model without", "holds no image processor"),
+        ("x.png --model hf --input-options mean=0.5", "leave out --input-options mean"),
+        ("x.png --model hf --weights net.ckpt", "leave out --weights"),
+        ("x.png --model hf --model-options a=1", "--model-options are only for timm models"),
         (["x.png", *MANY, *SIZED], "has three channels at most"),
         (["bytes.npy", *MANY], "mean has 3 values, and the model takes 13 channels"),
         (["few.npy", *MANY, *SIZED], "few.npy is 5 x 40 x 50: the model takes 13 channels"),
@@ -319,7 +305,7 @@ def test_what_fabric_set_up(belongings, precision, method):
     ],
 )
 def test_refusals(explained, words, sentence):
-    status, said, output = explained(*words)
+    status, said, output = explained(*(words.split() if isinstance(words, str) else words))
     assert status == 2
     assert sentence in said
     assert said.startswith("error: ")

@@ -4,14 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import vitx
-from tests import models
 from tests.dense_models import save
+from tests.explain_command import NAME, OPTIONS, save_weights, tiny
 from vitx.cli import main
 from vitx.models.named import load_hugging_face
 from vitx.targets import best_queries, query, region, similar_to, token
@@ -88,23 +86,21 @@ def test_bad_words(folder, tmp_path, capsys, model, words, said):
 def test_another_picture(tmp_path, capsys):
     """Both pictures get a map, side by side, and the similarity is reported."""
     torch.manual_seed(0)
-    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    model = models.spread(timm.create_model("deit_tiny_patch16_224", num_classes=7, **options)).eval()
-    save_file(model.state_dict(), tmp_path / "tiny.safetensors")
+    weights = save_weights(tmp_path / "tiny.safetensors")
     generator, colors = np.random.default_rng(0), []
     for name in ("cat", "dog", "owl"):
         pixels = generator.integers(0, 255, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
         colors.append(pixels)
     cat, dog, owl = (tmp_path / f"{name}.png" for name in ("cat", "dog", "owl"))
-    words = ["--model", "deit_tiny_patch16_224", "--weights", tmp_path / "tiny.safetensors"]
-    words += ["--model-options", json.dumps(options), "--save", "png", "maps", "json"]
+    words = ["--model", NAME, "--weights", weights]
+    words += ["--model-options", json.dumps(OPTIONS), "--save", "png", "maps", "json"]
     words += ["--output", tmp_path / "o"]
     words = ["explain", cat, dog, *words, "--similar-to", owl, "--method", "evidence"]
     assert main([str(word) for word in words]) == 0
     said = capsys.readouterr().out
     for place, file in enumerate((cat, dog)):
-        wanted = vitx.explain(model, file, "evidence", target=similar_to(owl))
+        wanted = vitx.explain(tiny(), file, "evidence", target=similar_to(owl))
         assert f"{file}: {wanted.captions[0]}, see" in said
         with np.load(tmp_path / "o" / f"{file.name}.npz") as arrays:
             assert set(arrays) == {"logits", "evidence_similar", "evidence_similar_other"}

@@ -5,18 +5,8 @@ import timm
 import torch
 from PIL import Image
 
-from tests.explain_command import NAME, command, save_weights, write_photos
+from tests.explain_command import NAME, command
 from vitx.cli import main
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_photos(tmp_path / "photos")
 
 
 def damaged(folder, name):

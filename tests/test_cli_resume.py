@@ -14,20 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.explain_command import ALONE, command, save_weights, shards, tiny, write_photos, written
+from tests.explain_command import ALONE, command, shards, tiny, written
 from tests.processes import run_together, start_apart
 from vitx.cli import main, many
 from vitx.cli.findings import Product
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return write_photos(tmp_path / "photos")
 
 
 def in_small_shards(words):

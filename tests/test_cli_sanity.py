@@ -4,21 +4,17 @@ import json
 
 import numpy as np
 import pytest
-import timm
 from PIL import Image
 from safetensors.torch import save_file
 
 import vitx
-from tests import models
+from tests.explain_command import NAME, OPTIONS, tiny
 from vitx.cli import main
-
-NAME = "deit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.spread(timm.create_model(NAME, num_classes=7, **OPTIONS)).eval()
+    return tiny()
 
 
 @pytest.fixture(scope="module")

@@ -92,8 +92,8 @@ class TestChannels:
         assert torch.equal(found.pixels(images), turned.pixels(images).flip(3))
         darkest = images[:, 3].flatten().argmin()
         assert found.pixels(images)[..., 0].flatten()[darkest] == 0
-        grey = choose_colors(images, [UNSCALED], (12,)).pixels(images)
-        assert torch.equal(grey[..., 0], grey[..., 2])
+        gray = choose_colors(images, [UNSCALED], (12,)).pixels(images)
+        assert torch.equal(gray[..., 0], gray[..., 2])
 
     @pytest.mark.parametrize("bands", [(0, 1), (3,), (-1, 0, 1), ()])
     def test_bands_that_are_not_there(self, bands):

@@ -21,7 +21,7 @@ from tests.played_runs import (
     write_images,
     write_run,
 )
-from tests.test_report import articles, films, picture, report, said
+from tests.reports import articles, films, picture, report, said
 
 
 def write_one(folder, rate, accuracy, depth=4, **options):

@@ -6,14 +6,14 @@ from vitx.pictures.render import differences
 
 
 def test_red_is_more_and_blue_is_less():
-    grey = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
+    gray = torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)
     first = torch.tensor([[[3.0, 1.0], [1.0, 1.0]]])
     second = torch.tensor([[[2.0, 2.0], [2.0, 6.0]]])  # as shares: .5 -> .17, .17 -> .5, others equal
-    drawn = differences(grey, [first], [second])[0].int()
+    drawn = differences(gray, [first], [second])[0].int()
     red, _, blue = drawn.unbind(-1)
     assert (red - blue)[-4:, -4:].min() > 60
     assert (red - blue)[:4, :4].max() < -60
-    same = differences(grey, [first], [first])[0].int()
+    same = differences(gray, [first], [first])[0].int()
     assert (same == same[0, 0]).all()
 
 

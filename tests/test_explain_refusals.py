@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests import models
+from tests.modules import Around
 from vitx import VitxError, explain
 from vitx.targets import Asked, Question
 from vitx.targets.question import Answers
@@ -17,12 +18,8 @@ IMAGES = models.FAMILIES["deit"].images()
 def patch_dropping():
     """Return a model that drops half of the patches, even in eval mode."""
 
-    class Half(nn.Module):
-        def forward(self, tokens):
-            return tokens[:, : len(tokens[0]) // 2]
-
     model = models.deit()
-    model.norm_pre = Half()
+    model.norm_pre = Around(lambda tokens: tokens[:, : len(tokens[0]) // 2])
     return model
 
 
@@ -120,16 +117,11 @@ class TestRefusals:
             explain(lambda images: images, images)
 
     def test_model_returns_no_logits(self):
-        class Silent(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                self.vit(images)
+        def silent(vit, images):
+            vit(images)
 
         with pytest.raises(VitxError, match="must return logits, found NoneType"):
-            explain(Silent(), IMAGES)
+            explain(Around(silent, models.built("deit")), IMAGES)
 
     @pytest.mark.parametrize("method", ["gradcam", "", None, 3])
     def test_unknown_method(self, method):

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from tests import models
+from tests.modules import Around
 from tests.oracle import same
 from vitx import VitxError, explain
 
@@ -41,16 +42,13 @@ class TestSettings:
 
     @pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
     def test_no_gradient_inside(self, method, inside):
-        class Without(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
+        def without(vit, images):
+            with inside():
+                return vit(images).detach()
 
-            def forward(self, images):
-                with inside():
-                    return self.vit(images).detach()
-
-        assert same(explain(Without(), IMAGES, method, target=2), reference(method), 1e-6)
+        assert same(
+            explain(Around(without, models.built("deit")), IMAGES, method, target=2), reference(method), 1e-6
+        )
 
     @pytest.mark.parametrize("frozen", [False, True])
     def test_traced(self, method, frozen):
@@ -76,19 +74,14 @@ class TestSettings:
         assert same(found, explain(model, images, method, target=2), 0.2)
 
     def test_the_maths_is_not_autocast(self, method):
-        class Precise(nn.Module):
-            """A model that leaves autocast, so that only vitx's own products could run in bf16."""
+        """The model leaves autocast, so that only vitx's own products could run in bf16."""
 
-            def __init__(self):
-                super().__init__()
-                self.vit = models.built("deit")
-
-            def forward(self, images):
-                with torch.autocast("cpu", enabled=False):
-                    return self.vit(images)
+        def precisely(vit, images):
+            with torch.autocast("cpu", enabled=False):
+                return vit(images)
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = explain(Precise(), IMAGES, method, target=2)
+            found = explain(Around(precisely, models.built("deit")), IMAGES, method, target=2)
         assert same(found, reference(method), 1e-6)
 
     @pytest.mark.parametrize("name", ["deit", "deit without fused attention", "torchvision", "hf vit, eager"])
@@ -124,16 +117,11 @@ class TestSettings:
 
     @pytest.mark.parametrize("frozen", [False, True])
     def test_reentrant_checkpointing(self, method, frozen):
-        class Checkpointed(nn.Module):
-            def __init__(self, block):
-                super().__init__()
-                self.block = block
-
-            def forward(self, tokens):
-                return checkpoint(self.block, tokens, use_reentrant=True)
+        def run(block, tokens):
+            return checkpoint(block, tokens, use_reentrant=True)
 
         model = models.deit().requires_grad_(not frozen)
-        model.blocks = nn.Sequential(*[Checkpointed(block) for block in model.blocks])
+        model.blocks = nn.Sequential(*[Around(run, block) for block in model.blocks])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert same(explain(model, IMAGES, method, target=2), reference(method), 1e-6)

@@ -5,6 +5,7 @@ import timm
 import torch
 
 from tests import models
+from tests.modules import Around
 from vitx import attention_rollout, capture, explain, explain_methods
 
 
@@ -57,16 +58,13 @@ def test_attention_that_is_the_same_everywhere_makes_an_even_map_of_patches_that
 def test_channels_that_come_last(method):
     """Some loaders put the channels last, and the model moves them to the front."""
 
-    class Last(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, images):
-            return self.model(images.permute(0, 3, 1, 2))
-
     model = models.spread(timm.create_model("test_vit", img_size=48, patch_size=16, num_classes=5)).eval()
-    found = explain(Last(model), images(48).permute(0, 2, 3, 1), method, target=1)
+    found = explain(
+        Around(lambda model, x: model(x.permute(0, 3, 1, 2)), model),
+        images(48).permute(0, 2, 3, 1),
+        method,
+        target=1,
+    )
     torch.testing.assert_close(found.maps, explain(model, images(48), method, target=1).maps)
     assert found.channels == 3
     assert found.image_size == (48, 48)

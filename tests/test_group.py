@@ -15,7 +15,7 @@ from tests import run_folders
 from tests.lightning_models import SmallClassifier, fit, samples
 from tests.processes import run_together
 from tests.run_folders import kept
-from tests.test_no_trace import Setting, assert_same, train
+from tests.training import Setting, assert_same, train
 from vitx.callbacks import RolloutCallback
 from vitx.watch.host import Group
 

@@ -13,28 +13,18 @@ import vitx
 from tests import run_folders
 from tests.played_runs import open_run
 from tests.processes import run_together
-from tests.test_loggers import end, history
-from tests.test_no_trace import assert_same
+from tests.training import assert_same
+from tests.weights_and_biases import end, history
 from vitx import VitxError
 from vitx.pictures import render
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
-from transformers import (  # noqa: E402
-    EarlyStoppingCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-)
-
 from vitx.callbacks.huggingface import RolloutCallback  # noqa: E402
 
 NAMES = ("cat", "dog", "owl")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-PROCESSOR = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=MEAN, image_std=STD)
+PROCESSOR = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=MEAN, image_std=STD)
 
 
 class Pictures(Dataset):
@@ -59,36 +49,24 @@ def collate(examples):
 
 def model(layers):
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=24,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=48,
-        image_size=32,
-        patch_size=8,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.1,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: index for index, name in enumerate(NAMES)},
-    )
-    return ViTForImageClassification(config)
+    size = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48, "image_size": 32}
+    drops = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    names = {
+        "id2label": dict(enumerate(NAMES)),
+        "label2id": {name: index for index, name in enumerate(NAMES)},
+    }
+    config = transformers.ViTConfig(num_hidden_layers=layers, patch_size=8, **size, **drops, **names)
+    return transformers.ViTForImageClassification(config)
 
 
 def trainer(folder, callbacks=(), data=None, layers=2, **options):
     """Return a Trainer of two epochs with four steps each."""
-    defaults = {
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 4,
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-    }
-    return Trainer(
+    defaults = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "remove_unused_columns": False}
+    defaults |= {"use_cpu": True, "report_to": [], "save_strategy": "no", "logging_steps": 1}
+    defaults |= {"disable_tqdm": True}
+    return transformers.Trainer(
         model=model(layers),
-        args=TrainingArguments(str(folder), **defaults | options),
+        args=transformers.TrainingArguments(str(folder), **defaults | options),
         train_dataset=Pictures(16),
         eval_dataset=Pictures(8) if data is None else data,
         data_collator=collate,
@@ -106,7 +84,7 @@ def watched(folder, callback=(), **options):
 files = run_folders.steps
 
 
-class Outcome(TrainerCallback):
+class Outcome(transformers.TrainerCallback):
     """A callback that keeps the optimizer's state and the next random numbers before they are released."""
 
     def on_train_end(self, args, state, control, model, optimizer, **_):
@@ -132,18 +110,20 @@ SETTINGS = {
 }
 
 
+def check_same(folder, callback, **options):
+    """Assert that a training is the same with the callback; return the Trainer that had it."""
+    outcomes = Outcome(), Outcome()
+    trainer(folder, callbacks=outcomes[:1], **options).train()
+    made = watched(folder, callback, callbacks=outcomes[1:], **options)
+    made.train()
+    assert_same(*(one.found for one in outcomes))
+    return made
+
+
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_the_training_is_the_same(setting, tmp_path):
-    outcomes = []
-    for every in ({}, {"every_n_steps": 1, "num_images": (2, 8)}):
-        outcome = Outcome()
-        made = (watched if every else trainer)(
-            tmp_path, **({"callback": every} if every else {}), callbacks=[outcome], **setting
-        )
-        made.train()
-        outcomes.append(outcome.found)
+    check_same(tmp_path, {"every_n_steps": 1, "num_images": (2, 8)}, **setting)
     assert files(tmp_path)[:3] == [0, 1, 2]
-    assert_same(*outcomes)
 
 
 def test_given_images_do_not_become_those_of_the_evaluation(tmp_path):
@@ -159,13 +139,7 @@ def test_given_images_do_not_become_those_of_the_evaluation(tmp_path):
 
 
 def in_each_rank(folder):
-    outcomes = []
-    for every in ({}, {"every_n_steps": 1, "num_images": 5}):
-        outcome, name = Outcome(), {"callback": every} if every else {}
-        made = (watched if every else trainer)(folder, **name, callbacks=[outcome], ddp_backend="gloo")
-        made.train()
-        outcomes.append(outcome.found)
-    assert_same(*outcomes)
+    made = check_same(folder, {"every_n_steps": 1, "num_images": 5}, ddp_backend="gloo")
     assert made.args.world_size == 2
 
 
@@ -279,15 +253,10 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
 
 
 def test_the_best_model_can_be_chosen_by_a_number(tmp_path):
-    options = {
-        "metric_for_best_model": "vitx/grad_rollout/entropy",
-        "greater_is_better": False,
-        "load_best_model_at_end": True,
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-    }
-    made = watched(tmp_path, **options)
-    made.add_callback(EarlyStoppingCallback(9))
+    best = {"metric_for_best_model": "vitx/grad_rollout/entropy", "greater_is_better": False}
+    saved = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    made = watched(tmp_path, **best, **saved)
+    made.add_callback(transformers.EarlyStoppingCallback(9))
     made.train()
     assert 0 < made.state.best_metric < 1
     assert made.state.best_model_checkpoint

@@ -3,6 +3,7 @@
 import copy
 import random
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -96,6 +97,14 @@ def assert_same(before, after):
             assert value == other, name
 
 
+@contextmanager
+def unchanged(model):
+    """Assert that the model is in the end as it was at the beginning."""
+    before = state(model)
+    yield
+    assert_same(before, state(model))
+
+
 def raising(logits):
     raise Boom
 
@@ -104,41 +113,32 @@ def raising(logits):
 class TestExplain:
     def test_after_success(self, method):
         model = fragile()
-        before = state(model)
-        explain(model, IMAGES, method)
-        assert_same(before, state(model))
+        with unchanged(model):
+            explain(model, IMAGES, method)
 
     def test_after_an_exception_in_the_forward_pass(self, method):
         model = fragile()
         model.raises = True
-        before = state(model)
-        with pytest.raises(Boom):
+        with unchanged(model), pytest.raises(Boom):
             explain(model, IMAGES, method)
-        assert_same(before, state(model))
 
     def test_after_an_exception_in_a_layer(self, method):
         """Half of the model has run by then."""
         model = fragile()
         model.vit.blocks[1].register_forward_pre_hook(lambda *_: raising(None))
-        before = state(model)
-        with pytest.raises(Boom):
+        with unchanged(model), pytest.raises(Boom):
             explain(model, IMAGES, method)
-        assert_same(before, state(model))
 
     def test_after_a_refusal(self, method):
         model = fragile()
-        before = state(model)
-        with pytest.raises(ValueError, match="start_layer"):
-            explain(model, IMAGES, method, start_layer=9)
-        with pytest.raises(ValueError, match="out of range"):
-            explain(model, IMAGES, method, target=99)
-        assert_same(before, state(model))
+        for wrong, sentence in (({"start_layer": 9}, "start_layer"), ({"target": 99}, "out of range")):
+            with unchanged(model), pytest.raises(ValueError, match=sentence):
+                explain(model, IMAGES, method, **wrong)
 
     def test_after_success_with_grads_that_are_none(self, method):
         model = models.deit().train()
-        before = state(model)
-        explain(model, IMAGES, method)
-        assert_same(before, state(model))
+        with unchanged(model):
+            explain(model, IMAGES, method)
         assert all(p.grad is None for p in model.parameters())
 
     def test_overridden_train_and_eval(self, method):
@@ -164,9 +164,8 @@ class TestExplain:
                 return self.vit(images)
 
         model = Stubborn().train()
-        before = state(model)
-        explain(model, IMAGES, method)
-        assert_same(before, state(model))
+        with unchanged(model):
+            explain(model, IMAGES, method)
         assert model.calls == 1
 
     def test_random_numbers_go_on_as_if_nothing_happened(self, method):
@@ -215,17 +214,14 @@ class TestExplain:
 
 def test_after_an_exception_in_a_target():
     model = fragile()
-    before = state(model)
-    with pytest.raises(VitxError, match="Boom"):
+    with unchanged(model), pytest.raises(VitxError, match="Boom"):
         explain(model, IMAGES, "grad_rollout", target=raising)
-    assert_same(before, state(model))
 
 
 def test_a_target_that_draws_random_numbers():
     model = fragile()
-    before = state(model)
-    explain(model, IMAGES, "grad_rollout", target=lambda logits: logits[:, 0] * torch.rand(2))
-    assert_same(before, state(model))
+    with unchanged(model):
+        explain(model, IMAGES, "grad_rollout", target=lambda logits: logits[:, 0] * torch.rand(2))
 
 
 def test_nothing_keeps_the_graph_alive():
@@ -238,11 +234,9 @@ def test_nothing_keeps_the_graph_alive():
 def test_capture_leaves_the_model_as_it_was():
     model = models.deit().train()
     model.register_forward_hook(lambda *_: raising(None))
-    before = state(model)
-    with pytest.raises(Boom), capture(model, gradients=True):
+    with unchanged(model), pytest.raises(Boom), capture(model, gradients=True):
         model(IMAGES)
     assert torch.overrides._len_torch_function_stack() == 0
-    assert_same(before, state(model))
 
 
 class TestUntouched:
@@ -262,10 +256,8 @@ class TestUntouched:
 
     def test_a_buffer_that_becomes_none(self):
         model = fragile()
-        before = state(model)
-        with untouched(model):
+        with unchanged(model), untouched(model):
             model.written = None
-        assert_same(before, state(model))
 
     def test_a_buffer_that_was_none(self):
         model = fragile()
@@ -315,10 +307,8 @@ class TestUntouched:
 
     def test_a_buffer_that_grows(self):
         model = fragile()
-        before = state(model)
-        with untouched(model):
+        with unchanged(model), untouched(model):
             model.written.resize_(5).fill_(1)
-        assert_same(before, state(model))
 
     def test_a_buffer_with_nan_is_not_written_into(self):
         """A graph that saved it could no longer go backward."""

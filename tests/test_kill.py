@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch.utils.data import DataLoader
 
 from tests import run_folders
-from tests.lightning_models import IMAGE, SmallClassifier, samples
+from tests.lightning_models import IMAGE, fit, samples
 from tests.played_runs import open_run
 from tests.processes import FORKED
 from vitx.callbacks import RolloutCallback
@@ -57,18 +57,10 @@ def train(folder, logger, *callbacks, checkpoint=None):
         for kind, options in kinds.items()
     ]
     callback = RolloutCallback(num_images=1, every_n_steps=2, on_error="raise")
-    trainer = pl.Trainer(
-        max_epochs=4,
-        accelerator="cpu",
-        logger=LOGGERS[logger](folder, name="run", version=0),
-        callbacks=[callback, *callbacks, *keep],
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-    )
-    data, validation = (DataLoader(samples(size), batch_size=4) for size in (20, 4))
-    trainer.fit(SmallClassifier(), data, validation, ckpt_path=checkpoint)
+    options = {"logger": LOGGERS[logger](folder, name="run", version=0), "default_root_dir": folder}
+    data = tuple(DataLoader(samples(size), batch_size=4) for size in (20, 4))
+    saving = {"max_epochs": 4, "enable_checkpointing": True, "ckpt_path": checkpoint}
+    fit(callback, *callbacks, *keep, data=data, **saving, **options)
 
 
 def train_slowly(folder, logger):

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests import models, visible
-from tests.test_relevance import IMAGES, KINDS, WIDTH, vit
+from tests.kinds import KINDS
+from tests.plain_vits import IMAGES, WIDTH, vit
 from vitx import VitxError, explain, explain_methods
 from vitx.tape.contraction import across
 from vitx.tape.recorder import Recorder

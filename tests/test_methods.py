@@ -10,6 +10,7 @@ from torch.nn.modules.module import _global_forward_hooks
 
 import vitx
 from tests import models, oracle
+from tests.modules import Around
 from vitx import VitxError, explain
 from vitx.attribution.evidence import ranked
 from vitx.functional import tiles
@@ -259,17 +260,9 @@ class TestLegrad:
             explain(longer, IMAGES, "legrad")
 
     def test_finds_the_model_in_a_wrapper_and_leaves_no_hook(self):
-        class Wrapped(torch.nn.Module):
-            def __init__(self, model):
-                super().__init__()
-                self.teacher = models.deit()  # does not run
-                self.model = model
-
-            def forward(self, images):
-                return self.model(images)
-
         model = models.built("deit")
-        found = explain(Wrapped(model), IMAGES, "legrad").maps
+        wrapped = Around(lambda teacher, model, x: model(x), models.deit(), model)  # the teacher does not run
+        found = explain(wrapped, IMAGES, "legrad").maps
         assert torch.equal(found, explain(model, IMAGES, "legrad").maps)
         assert not _global_forward_hooks
         with pytest.raises(VitxError, match="failed on the output"):

@@ -1,42 +1,23 @@
 """Training is the same with and without the callback, bit for bit, in all common settings."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
-from tests.lightning_models import IMAGE, SmallClassifier, averaging, samples
+from tests.lightning_models import IMAGE, SmallClassifier, averaging, fit, samples
 from tests.models import checkpointed
 from tests.played_runs import open_run
+from tests.training import Losses, Setting, assert_same, outcome, train
 from vitx.callbacks import RolloutCallback
 
 IMAGES = torch.randn(3, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(5))
-
-
-class Losses(Logger):
-    """A logger that stores the training losses of `self.log` by step."""
-
-    name = version = "losses"
-
-    def __init__(self):
-        super().__init__()
-        self.values = {}
-
-    def log_metrics(self, metrics, step=None):
-        if "train/loss" in metrics:
-            self.values[step] = metrics["train/loss"]
-
-    def log_hyperparams(self, *_, **__):
-        pass
 
 
 class FrozenBlock(SmallClassifier):
@@ -130,18 +111,6 @@ class Failing:
         return logits[:, 0]
 
 
-@dataclass
-class Setting:
-    """One test case: settings of the trainer, the callback, the module and the loaders."""
-
-    trainer: dict[str, Any] = field(default_factory=dict)
-    callback: dict[str, Any] = field(default_factory=dict)
-    module: Callable[[], pl.LightningModule] = SmallClassifier
-    beside: Callable[[], list[pl.Callback]] = list
-    loader: dict[str, Any] = field(default_factory=dict)
-    validation: bool = True
-
-
 EVERY_STEP = {"every_n_steps": 1}
 SETTINGS = {
     "every epoch": Setting(),  # the module has dropout, attention dropout, drop path and BatchNorm
@@ -181,60 +150,10 @@ SETTINGS = {
 }
 
 
-def train(setting: Setting, folder: Path, *callbacks: pl.Callback) -> dict[str, torch.Tensor]:
-    """Train for two epochs of four steps, and return everything that must be the same."""
-    pl.seed_everything(1)
-    losses = Losses()
-    trainer = pl.Trainer(
-        **{
-            "max_epochs": 2,
-            "accelerator": "cpu",
-            "logger": losses,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "log_every_n_steps": 1,
-            "default_root_dir": folder,
-        }
-        | setting.trainer,
-        callbacks=[*setting.beside(), *callbacks],
-    )
-    module = setting.module()
-    validation = DataLoader(samples(8, seed=1), batch_size=4, **setting.loader)
-    trainer.fit(
-        module,
-        DataLoader(samples(16), batch_size=4, shuffle=True, **setting.loader),
-        validation if setting.validation else None,
-    )
-    return outcome(trainer, losses)
-
-
 @cache
 def usual() -> dict[str, torch.Tensor]:
     """Train as most settings do, without a callback."""
     return train(Setting(), Path())
-
-
-def outcome(trainer: pl.Trainer, losses: Losses) -> dict[str, torch.Tensor]:
-    """Return every tensor that the training left behind, by name."""
-    found = {f"weight {name}": value for name, value in trainer.lightning_module.state_dict().items()}
-    for number, optimizer in enumerate(trainer.optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            found |= {f"optimizer {number}, {index}.{name}": value for name, value in state.items()}
-    found |= {f"gradient {name}": p.grad for name, p in trainer.lightning_module.named_parameters()}
-    found |= {f"loss at step {step}": torch.tensor(value) for step, value in losses.values.items()}
-    found |= {"the next random numbers": torch.rand(3), "numpy's": torch.tensor(np.random.rand(3))}
-    return found
-
-
-def assert_same(plain: dict[str, torch.Tensor], watched: dict[str, torch.Tensor]) -> None:
-    assert plain.keys() == watched.keys(), sorted(plain.keys() ^ watched.keys())
-    different = [
-        name
-        for name, value in plain.items()
-        if value is not watched[name] and not torch.equal(value, watched[name])  # gradients may be None
-    ]
-    assert not different, f"{len(different)} of {len(plain)} tensors differ: {', '.join(different)}"
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
@@ -307,22 +226,11 @@ class Interrupted(pl.Callback):
 @pytest.mark.parametrize("every", [{"every_n_steps": 1}, {"every_n_epochs": 1}], ids=["steps", "epochs"])
 def test_a_run_resumed_in_mid_epoch_equals_the_uninterrupted_one(every, tmp_path):
     def run(interrupted, checkpoint=None):
-        pl.seed_everything(1)
         losses = Losses()
         callback = RolloutCallback(num_images=(2, 8), on_error="raise", **every)
-        trainer = pl.Trainer(
-            max_epochs=3,
-            accelerator="cpu",
-            logger=losses,
-            log_every_n_steps=1,
-            callbacks=[callback, interrupted],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-        )
         loaders = Resumable(samples(16), batch_size=4), DataLoader(samples(8, seed=1), batch_size=4)
-        trainer.fit(SmallClassifier(), *loaders, ckpt_path=checkpoint)
+        options = {"logger": losses, "max_epochs": 3, "default_root_dir": tmp_path}
+        trainer, _ = fit(callback, interrupted, data=loaders, ckpt_path=checkpoint, **options)
         return outcome(trainer, losses), callback.state_dict()
 
     saves = Interrupted(tmp_path / "middle.ckpt")

@@ -48,10 +48,10 @@ def test_each_kind_is_prepared_as_timm_does(model, wanted, tmp_path):
         assert torch.equal(as_tensor(model, stack), wanted.expand(3, -1, -1, -1))
 
 
-def test_grey_and_transparent_arrays(model):
-    grey = as_tensor(model, PIXELS[..., 0])
-    assert torch.equal(grey, as_tensor(model, PIXELS[..., :1]))
-    assert torch.equal(grey, as_tensor(model, np.repeat(PIXELS[..., :1], 3, -1)))
+def test_gray_and_transparent_arrays(model):
+    gray = as_tensor(model, PIXELS[..., 0])
+    assert torch.equal(gray, as_tensor(model, PIXELS[..., :1]))
+    assert torch.equal(gray, as_tensor(model, np.repeat(PIXELS[..., :1], 3, -1)))
     clear = np.concatenate([PIXELS, np.zeros((40, 60, 1), np.uint8)], -1)
     assert torch.equal(as_tensor(model, clear), as_tensor(model, np.full_like(PIXELS, 255)))
 
@@ -171,10 +171,10 @@ class TestPreprocessing:
 
 def test_files_and_arrays_for_a_model_of_one_channel(tmp_path):
     model = models.deit(in_chans=1).eval()
-    grey = np.full((32, 32), 60, np.uint8)
-    grey[:, 16:] = 200
-    Image.fromarray(grey).convert("RGB").save(tmp_path / "scan.png")
-    found = [vitx.explain(model, given) for given in (tmp_path / "scan.png", grey, grey[..., None])]
+    gray = np.full((32, 32), 60, np.uint8)
+    gray[:, 16:] = 200
+    Image.fromarray(gray).convert("RGB").save(tmp_path / "scan.png")
+    found = [vitx.explain(model, given) for given in (tmp_path / "scan.png", gray, gray[..., None])]
     assert found[0].images.shape == (1, 1, 32, 32)
     assert all(torch.equal(one.maps, found[0].maps) for one in found)
     shown = found[0].pixels()[0, 16, :, 0].tolist()

@@ -1,6 +1,5 @@
 """The report of a training: its contents, and what a browser shows of it."""
 
-import base64
 import io
 import json
 import os
@@ -31,43 +30,9 @@ from tests.played_runs import (
     write_images,
     write_run,
 )
-from vitx.cli import main
-from vitx.cli.report_page import charts, charts_of_runs, columns_of, look, number
+from tests.reports import TITLES, articles, films, picture, report, said
 from vitx.pictures import render
 from vitx.pictures.captions import captions_of
-
-TITLES = ("attention rollout", "gradient rollout")
-
-
-def report(*words):
-    return main(["report", *map(str, words)])
-
-
-def picture(uri):
-    """Return the pixels of a data URI."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
-
-
-def articles(page):
-    """Return the part of the page about each image, in the order of the page."""
-    return re.findall(r"<article.*?</article>", page, re.DOTALL)
-
-
-def said(article):
-    """Return the caption data of each frame, for each run."""
-    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', article)[1])
-
-
-def films(article, count):
-    """Return the frames of each film in an article: title -> (count, h, w, 3)."""
-    found = {}
-    pattern = r'--w: (\d+); --h: (\d+).*?class="film" src="([^"]+)" alt="([^"]+)"'
-    for width, height, uri, title in re.findall(pattern, article):
-        sheet, width, height = picture(uri), int(width) + 2, int(height) + 2  # with its border
-        tops = [(at // columns_of(count) * height, at % columns_of(count) * width) for at in range(count)]
-        frames = [sheet[y + 1 : y + height - 1, x + 1 : x + width - 1] for y, x in tops]
-        found.setdefault(title.partition(" of image")[0], np.stack(frames))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +84,8 @@ def test_the_page_has_every_picture_of_every_step(page, run):
         assert [text for text, _ in beside] == [str(playback.captions(at)[image]) for at in range(len(STEPS))]
         for firing, title in [(firing, title) for firing in range(len(STEPS)) for title in TITLES]:
             shown = playback.tiles(firing, image)
-            grey = Image.fromarray(found[title][firing][..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
-            heat = render.palette("inferno")[np.asarray(grey)].astype(float)
+            gray = Image.fromarray(found[title][firing][..., 0]).resize((32, 32), Image.Resampling.BILINEAR)
+            heat = render.palette("inferno")[np.asarray(gray)].astype(float)
             mixed = heat * render.OVERLAY_STRENGTH + shown["input"] * (1 - render.OVERLAY_STRENGTH)
             assert np.abs(mixed - shown[title]).mean() < 4
 
@@ -218,37 +183,6 @@ def test_steps_of_other_images_are_left_out_and_counted(tmp_path):
     page = (tmp_path / "page.html").read_text("utf-8")
     assert "3 images at 2 steps, from 12 to 15" in page
     assert "<dt>left out</dt><dd>the first 3 steps, of other images</dd>" in page
-
-
-def test_curves_of_one_measure_share_a_chart():
-    curve = {0: 0.25, 5: 0.5}
-    tags = ["lr", "epoch", "train/loss", "vitx/rollout/drift", "val/loss", "val/accuracy", "vitx/new/drift"]
-    found = charts(dict.fromkeys(tags, curve))
-    assert [chart.name for chart in found] == ["accuracy", "loss", "drift", "lr"]
-    names = [[line.name for line in chart.lines] for chart in found]
-    assert names == [["val"], ["train", "val"], ["attention rollout", "new"], ["lr"]]
-    assert found[0].lines[0].curve == curve
-    assert found[0].svg.startswith("<svg")
-    for line in found[1].lines:
-        assert look(line.place)[0] in found[1].svg
-
-
-def test_curves_of_runs_lie_over_each_other_and_long_ones_are_thinned():
-    long = dict(enumerate(np.random.default_rng(0).random(9000)))
-    runs = [{"train/loss": long, "val/loss": long}, {"val/loss": long}, {}]
-    val, train = charts_of_runs(runs, ["a", "<b>", "c"])
-    assert (val.name, train.name) == ("val: loss", "train: loss")
-    assert [line.name for line in val.lines] == ["a", "<b>"]
-    assert [look(line.place) for line in train.lines] == [look(val.lines[0].place)]
-    assert '<g class="curve run-1"><title>&lt;b&gt;</title>' in val.svg
-    assert 400 < val.svg.count("\nL") / 2 < 600
-    many = [{"loss": long}] * 500
-    assert charts_of_runs(many, list("x" * 500))[0].svg.count("\nL") < 200_000
-
-
-def test_numbers_that_are_none_are_drawn_too():
-    (chart,) = charts({"train/loss": {0: 1.0, 1: float("nan"), 2: float("inf")}})
-    assert [*map(number, chart.lines[0].curve.values())] == ["1", "nan", "inf"]
 
 
 @pytest.mark.parametrize(

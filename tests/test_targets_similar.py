@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 import transformers
-from torch import nn
 
 from tests.by_hand import METHODS, check
+from tests.modules import Around
 from vitx import VitxError, explain
 from vitx.targets import similar_to
 
@@ -66,20 +66,14 @@ def test_it_is_the_cosine_by_hand(build):
     with torch.no_grad():
         held = features(pairs).unflatten(0, (2, 2)).flip(1).flatten(0, 1)
 
-    class Tower(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
+    def tower(model, images):
+        found = features(images)
+        unit = held / held.norm(dim=1, keepdim=True)
+        return (found / found.norm(dim=1, keepdim=True) * unit).sum(1, keepdim=True)
 
-        def forward(self, images):
-            found = features(images)
-            unit = held / held.norm(dim=1, keepdim=True)
-            return (found / found.norm(dim=1, keepdim=True) * unit).sum(1, keepdim=True)
-
-    tower = Tower().eval()
     for method in ("rollout", "evidence"):
         found = explain(model, images, method, target=similar_to(others[0]))
-        wanted = explain(tower, pairs, method, target=1)
+        wanted = explain(Around(tower, model).eval(), pairs, method, target=1)
         assert torch.allclose(found.maps, wanted.maps, rtol=0, atol=1e-6 * float(wanted.maps.max()))
     assert len(found) == 4
     assert found.captions == [f"similarity {value:.3f}" for value in wanted.logits[:, 0].tolist()]
@@ -111,18 +105,10 @@ def test_features_and_files():
     goal = features(torch.rand(1, 3, 32, 32)).detach()
     unit = goal / goal.norm()
 
-    class Tower(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, images):
-            return features(images)
-
     def score(found):
         return (found / found.norm(dim=1, keepdim=True) * unit).sum(1)
 
-    check(Tower().eval(), images, similar_to(goal[0]), score, METHODS)
+    check(Around(lambda _, x: features(x), model).eval(), images, similar_to(goal[0]), score, METHODS)
     picture = (np.random.default_rng(0).random((50, 40, 3)) * 255).astype(np.uint8)
     assert len(explain(model, picture, target=similar_to(picture))) == 2
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import vitx
 from tests import models, texts
+from tests.modules import Around
 from vitx import VitxError, explain
 from vitx.targets import text
 
@@ -75,32 +76,16 @@ def test_a_text_is_words_or_token_ids_or_features():
     asked = [text("a cat", tokenizer=tokenizer), text(torch.tensor([[4, 5]])), text(row), text([row[0]])]
     first, *others = [explain(model, IMAGES, "evidence", target=one).maps for one in asked]
     assert all(torch.allclose(first, other, atol=1e-6) for other in others)
-    tower = ByHandTower(model)
+    parts = model.vision_model, model.visual_projection
+    tower = Around(lambda vision, projection, x: projection(vision(x).pooler_output), *parts)
     assert torch.allclose(explain(tower, IMAGES, "evidence", target=text(row)).maps, first, atol=1e-6)
 
 
-class ByHandTower(nn.Module):
-    """The image tower alone."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.vision, self.projection = model.vision_model, model.visual_projection
-
-    def forward(self, images):
-        return self.projection(self.vision(images).pooler_output)
-
-
 def test_a_model_inside_another_is_found():
-    class Module(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = texts.built("CLIP")
-
-        def forward(self, batch):
-            raise NotImplementedError
-
     wanted = explain(texts.built("CLIP"), IMAGES, target=text(IDS[0])).maps
-    assert torch.equal(explain(Module(), IMAGES, target=text(IDS[0])).maps, wanted)
+    assert torch.equal(
+        explain(nn.ModuleList([texts.built("CLIP")]), IMAGES, target=text(IDS[0])).maps, wanted
+    )
 
 
 def test_texts_of_siglip_are_padded_as_in_its_training():

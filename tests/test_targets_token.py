@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tests import models
 from tests.by_hand import METHODS, check
 from tests.dense_models import made
+from tests.modules import Around
 from tests.test_full_matrices import mixed, seen_attentions
 from vitx import VitxError, explain
 from vitx.targets import token
@@ -72,15 +73,8 @@ def test_the_queries_of_a_decoder_are_no_patches(name):
 def test_targets_of_each_image_are_split_as_a_loader_splits_the_images(vit, images):
     """This also works for a model whose first output is a loss."""
 
-    class Pair(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.vit = vit
-
-        def forward(self, images):
-            return images.mean(), self.vit(images)
-
-    found = explain(Pair(), torch.utils.data.DataLoader(images, 1), target=token(ROWS, COLUMNS))
+    pair = Around(lambda vit, x: (x.mean(), vit(x)), vit)
+    found = explain(pair, torch.utils.data.DataLoader(images, 1), target=token(ROWS, COLUMNS))
     assert torch.allclose(found.maps, explain(vit, images, target=token(ROWS, COLUMNS)).maps, atol=1e-12)
 
 

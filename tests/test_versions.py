@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.modules import Around
 from vitx import explain
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
@@ -98,17 +99,9 @@ def test_a_picture_that_is_written_into_zeros_is_padded(write, method):
     stem = nn.Conv2d(3, 3, 3)
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=5).eval()
 
-    class Padded(nn.Module):
-        def __init__(self, pad):
-            super().__init__()
-            self.stem, self.vit, self.pad = stem, vit, pad
-
-        def forward(self, x):
-            return self.vit(self.stem(self.pad(x)))
-
     images = torch.randn(2, 3, 32, 32)
-    both = write, lambda x: F.pad(x, [1] * 4)
-    found, wanted = (explain(Padded(pad).eval(), images, method, target=1).maps for pad in both)
+    padded = (nn.Sequential(Around(pad), stem, vit).eval() for pad in (write, lambda x: F.pad(x, [1] * 4)))
+    found, wanted = (explain(model, images, method, target=1).maps for model in padded)
     torch.testing.assert_close(found, wanted)
 
 

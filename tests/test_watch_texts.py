@@ -143,18 +143,9 @@ def test_a_training_shows_where_a_word_comes_from(tmp_path):
     wanted = vitx.explain(model, inputs=asked, method="evidence", target=word(8)).maps
     assert torch.allclose(trained_by_name(model, rows, word(8), tmp_path), wanted, atol=1e-3)
 
-    class Module(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch):
-            raise NotImplementedError
-
     loader, several = DataLoader(rows, 2), [{**row, "pixel_values": pixels[:2]} for row in rows]
-    watch = vitx.Watch(
-        Module(), loader, tmp_path / "w", target=word(8), methods=["evidence"], on_error="raise"
-    )
+    inside, options = torch.nn.ModuleList([model]), {"methods": ["evidence"], "on_error": "raise"}
+    watch = vitx.Watch(inside, loader, tmp_path / "w", target=word(8), **options)
     assert "vitx/evidence/entropy" in watch(0)
     watch = vitx.Watch(model, DataLoader(several, 2), tmp_path / "s", target=word(8), on_error="raise")
     with pytest.raises(VitxError, match="a word needs one picture for each prompt"):

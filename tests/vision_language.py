@@ -37,43 +37,36 @@ MERGING = {
 }
 
 
+GRID = {"image_grid_pinpoints": [[32, 32], [32, 64], [64, 32]]}
+
+
+def _made(kind: str, seen: Any, text: Any, **options: Any) -> nn.Module:
+    """Make a model of transformers from the configs of its parts."""
+    named = {"image_token_id": IMAGE, **options}
+    config = getattr(transformers, f"{kind}Config")(vision_config=seen, text_config=text, **named)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+
+
 def llava() -> nn.Module:
-    tower = transformers.CLIPVisionConfig(**SEEN, projection_dim=32)
-    config = transformers.LlavaConfig(
-        vision_config=tower,
-        text_config=transformers.LlamaConfig(**TEXT),
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        vision_feature_layer=-2,
-    )
-    return transformers.LlavaForConditionalGeneration(config)
+    tower, text = transformers.CLIPVisionConfig(**SEEN, projection_dim=32), transformers.LlamaConfig(**TEXT)
+    return _made("Llava", tower, text, image_token_index=IMAGE, vision_feature_layer=-2)
+
+
+def _siglip() -> Any:
+    return transformers.SiglipVisionConfig(**SEEN, vision_use_head=False)
 
 
 def llava_onevision() -> nn.Module:
-    config = transformers.LlavaOnevisionConfig(
-        vision_config=transformers.SiglipVisionConfig(**SEEN, vision_use_head=False),
-        text_config=transformers.Qwen2Config(**TEXT),
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        video_token_id=11,
-        video_token_index=11,
-        image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]],
-        vision_feature_layer=-1,
-    )
-    return transformers.LlavaOnevisionForConditionalGeneration(config)
+    tokens = {"image_token_index": IMAGE, "video_token_id": 11, "video_token_index": 11}
+    options = {**tokens, **GRID, "vision_feature_layer": -1}
+    return _made("LlavaOnevision", _siglip(), transformers.Qwen2Config(**TEXT), **options)
 
 
 def _qwen(kind: str, **tower: Any) -> nn.Module:
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
-    config = getattr(transformers, f"{kind}Config")(
-        vision_config={**MERGING, "hidden_size": 32, **tower},
-        text_config={**TEXT, "rope_parameters": rope},
-        image_token_id=IMAGE,
-        video_token_id=11,
-        vision_start_token_id=12,
-        vision_end_token_id=13,
-    )
-    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    tokens = {"video_token_id": 11, "vision_start_token_id": 12, "vision_end_token_id": 13}
+    seen, text = {**MERGING, "hidden_size": 32, **tower}, {**TEXT, "rope_parameters": rope}
+    return _made(kind, seen, text, **tokens)
 
 
 def qwen2_vl() -> nn.Module:
@@ -86,37 +79,18 @@ def qwen2_5_vl() -> nn.Module:
 
 
 def internvl() -> nn.Module:
-    config = transformers.InternVLConfig(
-        vision_config={**SEEN, "image_size": [32, 32], "patch_size": [8, 8]},
-        text_config=transformers.Qwen2Config(**TEXT),
-        image_token_id=IMAGE,
-        image_seq_length=4,
-        downsample_ratio=0.5,
-    )
-    return transformers.InternVLForConditionalGeneration(config)
+    seen = {**SEEN, "image_size": [32, 32], "patch_size": [8, 8]}
+    options = {"image_seq_length": 4, "downsample_ratio": 0.5}
+    return _made("InternVL", seen, transformers.Qwen2Config(**TEXT), **options)
 
 
 def idefics3() -> nn.Module:
-    config = transformers.Idefics3Config(
-        vision_config=SEEN,
-        text_config=transformers.LlamaConfig(**TEXT),
-        image_token_id=IMAGE,
-        scale_factor=2,
-        pad_token_id=0,
-    )
-    return transformers.Idefics3ForConditionalGeneration(config)
+    return _made("Idefics3", SEEN, transformers.LlamaConfig(**TEXT), scale_factor=2, pad_token_id=0)
 
 
 def paligemma() -> nn.Module:
-    config = transformers.PaliGemmaConfig(
-        vision_config=transformers.SiglipVisionConfig(**SEEN, vision_use_head=False),
-        text_config=transformers.GemmaConfig(**TEXT, head_dim=8),
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        projection_dim=32,
-        hidden_size=32,
-    )
-    return transformers.PaliGemmaForConditionalGeneration(config)
+    options = {"image_token_index": IMAGE, "projection_dim": 32, "hidden_size": 32}
+    return _made("PaliGemma", _siglip(), transformers.GemmaConfig(**TEXT, head_dim=8), **options)
 
 
 def pictures(*shape: int) -> torch.Tensor:
@@ -141,13 +115,18 @@ def _qwen_inputs(*grids: tuple[int, int]) -> dict[str, torch.Tensor]:
     return {**_patches(*grids), "input_ids": ids, "mm_token_type_ids": (ids == IMAGE).int()}
 
 
+def _plain_inputs(parts: int, *before: int) -> list[dict[str, torch.Tensor]]:
+    """Return inputs of one picture and of two, which the model cuts into so many parts each."""
+    prompts = prompt(*[IMAGE] * parts), prompt(*[IMAGE] * parts, 9, *[IMAGE] * parts)
+    return [
+        {"pixel_values": pictures(*before, count, 3, 32, 32), "input_ids": ids}
+        for count, ids in enumerate(prompts, 1)
+    ]
+
+
 # Each model with its inputs for a question about one picture, and about two.
-FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any]]] = {
-    "LLaVA": (
-        llava,
-        {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16)},
-        {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16, 9, *[IMAGE] * 16)},
-    ),
+FAMILIES: dict[str, tuple[Any, ...]] = {
+    "LLaVA": (llava, *_plain_inputs(16)),
     "LLaVA-OneVision": (  # sees a picture as a whole and in parts, of which there is one here
         llava_onevision,
         {
@@ -164,21 +143,9 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any
     ),
     "Qwen2-VL": (qwen2_vl, _qwen_inputs((4, 6)), _qwen_inputs((4, 6), (8, 2))),
     "Qwen2.5-VL": (qwen2_5_vl, _qwen_inputs((4, 6)), _qwen_inputs((4, 6), (8, 2))),
-    "InternVL": (
-        internvl,
-        {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4)},
-        {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4, 9, *[IMAGE] * 4)},
-    ),
-    "Idefics3": (
-        idefics3,
-        {"pixel_values": pictures(1, 1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4)},
-        {"pixel_values": pictures(1, 2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 4, 9, *[IMAGE] * 4)},
-    ),
-    "PaliGemma": (
-        paligemma,
-        {"pixel_values": pictures(1, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16)},
-        {"pixel_values": pictures(2, 3, 32, 32), "input_ids": prompt(*[IMAGE] * 16, 9, *[IMAGE] * 16)},
-    ),
+    "InternVL": (internvl, *_plain_inputs(4)),
+    "Idefics3": (idefics3, *_plain_inputs(4, 1)),
+    "PaliGemma": (paligemma, *_plain_inputs(16)),
 }
 
 
@@ -218,9 +185,7 @@ def _processor_of_qwen(kind: str) -> Any:
 
 def _processor_of_onevision() -> Any:
     return transformers.LlavaOnevisionProcessor(
-        image_processor=transformers.LlavaOnevisionImageProcessor(
-            size=SQUARE, image_grid_pinpoints=[[32, 32], [32, 64], [64, 32]]
-        ),
+        image_processor=transformers.LlavaOnevisionImageProcessor(size=SQUARE, **GRID),
         tokenizer=tokenizer("<image>", "<video>"),
         video_processor=transformers.LlavaOnevisionVideoProcessor(),
         num_image_tokens=16,

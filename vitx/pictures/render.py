@@ -60,8 +60,8 @@ def signed_overlays(pixels: Tensor, signed: Tensor, colormap: str = SIGNED[0]) -
     scaled = _scaled_up(signed.float(), tuple(pixels.shape[1:-1]))
     largest = scaled.abs().amax(tuple(range(1, scaled.ndim)), keepdim=True)
     scaled = scaled / torch.where(largest == 0, 1, largest)
-    grey = pixels.float().mean(-1, keepdim=True).expand(pixels.shape)
-    return overlays(grey.round().to(torch.uint8), (scaled + 1) / 2, colormap)
+    gray = pixels.float().mean(-1, keepdim=True).expand(pixels.shape)
+    return overlays(gray.round().to(torch.uint8), (scaled + 1) / 2, colormap)
 
 
 def grid(
