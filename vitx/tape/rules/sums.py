@@ -54,7 +54,9 @@ def total(call: Call, summands: Sequence[Summand], *, exact: bool = True) -> Val
             constant = torch.as_tensor(one, dtype=dtype, device=out.device) * factor  # a copy, not a view
             own.append((call.tape.constant(constant.to(dtype)), 1))
     sources, values = live + own, [value for value, _ in live]
-    counted = [value for value in values if not value.is_constant and value.kind != "size"]
+    read = reduce(or_, (value.ancestors for value in values))
+    # A constant from which another summand was computed is a stream, such as the first class token.
+    counted = [v for v in values if v.kind != "size" and not (v.is_constant and not read >> v.number & 1)]
     tensors = [(one, factor) for one, factor in summands if isinstance(one, Tensor) and call.value(one)]
     if len(counted) == len(values) == len(tensors) == 2:
         mean = _mean_among(tensors, values)

@@ -159,6 +159,10 @@ def joined(call: Call) -> list[Value]:
     values = [call.value(tensor) for tensor in tensors]
     live = [value for value in values if value is not None]
     parts = [v or call.tape.constant(t) for t, v in zip(tensors, values, strict=True)]
+    if stacks or dim not in ax.channel_dims(live[0].axes):
+        for tensor, value in zip(tensors, parts, strict=True):
+            if value.is_constant:
+                call.tensors.bind(tensor, value)
     sizes = [1 if stacks else tensor.shape[dim] for tensor in tensors]
 
     def gradient(arrived: list[Tensor]) -> list[Tensor]:
