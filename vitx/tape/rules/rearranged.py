@@ -10,8 +10,10 @@ from torch import Tensor
 
 from vitx.tape import axes as ax
 from vitx.tape.call import Call, Transpose
+from vitx.tape.contraction import Given, of_matmul
 from vitx.tape.expanded import refilled, shared
 from vitx.tape.registry import rule, unknown
+from vitx.tape.rules.contractions import weighed
 from vitx.tape.rules.elementwise import gated
 from vitx.tape.rules.sums import total
 from vitx.tape.rules.views import same
@@ -25,9 +27,8 @@ scatter index_copy masked_scatter channel_shuffle rot90 repeat_interleave block_
 _unsafe_index _unsafe_index_put put select_backward _unsafe_masked_index""".split()  # noqa: SIM905
 FILLING = ("tril", "triu", "masked_fill", "index_fill", "im2col", "scatter", "diag_embed", "fill_diagonal")
 ADDING = """avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d
-upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa
-_upsample_bicubic2d_aa _upsample_lanczos2d_aa cumsum col2im index_add scatter_add scatter_reduce index_reduce
-segment_reduce trace""".split()  # noqa: SIM905
+upsample_linear1d upsample_bilinear2d upsample_trilinear3d _upsample_bilinear2d_aa cumsum col2im index_add
+scatter_add scatter_reduce index_reduce segment_reduce trace""".split()  # noqa: SIM905
 PICKING = """max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d
 fractional_max_pool2d sort topk mode kthvalue median nanmedian maximum minimum fmax fmin cummax
 cummin""".split()  # noqa: SIM905
@@ -95,6 +96,26 @@ def added_up(call: Call) -> list[Value]:
         if placed is not None:
             return [total(call, [(call.values[0], 1), (placed, 1)])]
     return [_linear(call, moves=False, fills=bool(call.constants()))]
+
+
+@rule("upsample_bicubic2d", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa")
+def interpolated(call: Call) -> list[Value]:
+    """Record an interpolation with weights of both signs, as products with these weights."""
+    tensor, value = call.live[0]
+    for dim, scale in ((2, call["scales_h"]), (3, call["scales_w"])):
+        before, after = tensor.shape[dim], call.out.shape[dim]
+        each = torch.eye(before, dtype=tensor.dtype, device=tensor.device)[None, None]
+        matrix = call.overload.function(each, [before, after], call["align_corners"], None, scale)
+        given: list[Given] = [(tensor.detach(), value), (matrix, None)]
+        if dim == 2:
+            given = [(matrix.mT, None), given[0]]
+        for one, of_one in given:
+            if of_one is None:
+                call.tensors.of(one).origin = "fixed"
+        made = given[0][0] @ given[1][0]
+        inner = replace(call, live=[(tensor, value)], outs=[made])
+        tensor, value = made, weighed(inner, of_matmul(*given))
+    return [value]
 
 
 @rule("grid_sampler_2d", "grid_sampler_3d")
