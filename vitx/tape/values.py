@@ -142,10 +142,17 @@ def marked(shape: Sequence[int], dim: int, parts: int) -> Axes:
     return tuple(found)
 
 
+def repeated(sizes: Sequence[int], shape: Sequence[int]) -> list[int] | None:
+    """Return the dimensions along which a tensor of these sizes is repeated in a shape; None if it is not."""
+    sizes = (1,) * (len(shape) - len(sizes)) + tuple(sizes)
+    if len(sizes) > len(shape) or any(own not in (1, n) for own, n in zip(sizes, shape, strict=True)):
+        return None
+    return [dim for dim, (own, n) in enumerate(zip(sizes, shape, strict=True)) if own == 1 < n]
+
+
 def reduced(shape: Sequence[int], by: Sequence[int]) -> int | None:
     """Return the dimension that was reduced to size 1 in a broadcastable shape; None if not exactly one."""
-    sizes = (1,) * (len(shape) - len(by)) + tuple(by)
-    dims = [dim for dim, (size, one) in enumerate(zip(shape, sizes, strict=True)) if one == 1 < size]
+    dims = repeated(by, shape) or ()
     return dims[0] if len(dims) == 1 else None
 
 

@@ -16,7 +16,7 @@ from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended, attends, has_one_key, normalized, rescaled
 from vitx.tape.rules.elementwise import gated, of_scores
 from vitx.tape.terms import as_number
-from vitx.tape.values import Value, reduced
+from vitx.tape.values import Value, reduced, repeated
 from vitx.tape.weights import alike
 
 WEIGHING = ("weights", "exp")
@@ -123,9 +123,9 @@ def _along(factor: Tensor, shape: Sequence[int]) -> list[int]:
 def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = False) -> Value:
     """Record a product or quotient of two live values that is not summed.
 
-    A factor that weights the other, scales rows of weights or is a size is held constant, without relevance.
-    One computed from the other is held, too, and shares the relevance unless it is elementwise. Otherwise,
-    each counts half.
+    A factor that weights the other, scales rows of weights or all channels of a token, or is a size, is held
+    constant, without relevance. One computed from the other is held, too, and shares the relevance unless it
+    is elementwise. Otherwise, each counts half.
     """
     one, other = call.value(first), call.value(second)
     assert one is not None
@@ -145,12 +145,8 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     gate = quotient and other.kind == "exp" and other.base not in bases and not of_scores(call, other)
     if gate and not other.made_from(one):
         return call.make(call.values, None)  # such as b / (1 + exp(-a)), whose gate has a gradient
-    all_its_own = (
-        held is not None
-        and not gate
-        and (quotient or one.base == other.base or any(v.kind in (*WEIGHING, "size") for v in (one, other)))
-    )
-    inputs = [value] if all_its_own else [one, other]
+    alone = held is not None and (quotient or one.base == other.base or _weighs(one, other))
+    inputs = [value] if alone and (not gate or _gates(other, one)) else [one, other]
     shapes, sources, shape = [v.shape for v in inputs], [v for v, _ in moving], call.out.shape
     keep = call.tape.keeper.keep
     gates = [keep(1 / factor if quotient else factor) for _, factor in moving] if call.linearized else []
@@ -178,24 +174,31 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     return found
 
 
-def _scales(weights: Value, by: Value, shape: Sequence[int]) -> bool:
+def _scales(weights: Value, by: Value, sizes: Sequence[int]) -> bool:
     """Return whether a factor scales rows of weights as a whole, as a gate or a sum of exponentials does.
 
-    Its `shape` has size 1 in the dimensions along which it is equal.
+    Its sizes are 1 in the dimensions along which it is equal.
     """
-    sizes = (1,) * (len(weights.shape) - len(shape)) + tuple(shape)
-    if weights.kind not in WEIGHING or len(sizes) > len(weights.shape):
+    same = repeated(sizes, weights.shape)
+    if weights.kind not in WEIGHING or same is None:
         return False
-    pairs = [*zip(sizes, weights.shape, strict=True)]
-    same = [dim for dim, (size, of_weights) in enumerate(pairs) if size == 1 < of_weights]
-    fits = all(size in (1, of_weights) for size, of_weights in pairs)
-    return fits and (bool(same) if by.kind == "size" else weights.dim in same)
+    return bool(same) if by.kind == "size" else weights.dim in same
+
+
+def _weighs(one: Value, other: Value) -> bool:
+    """Return whether one of two factors weights the other or is a size."""
+    kinds = any(value.kind in (*WEIGHING, "size") for value in (one, other))
+    return kinds or _gates(one, other) or _gates(other, one)
+
+
+def _gates(gate: Value, content: Value) -> bool:
+    """Return whether a factor weights channels of a token together, such as those of a head."""
+    return not {*(repeated(gate.shape, content.shape) or ())}.isdisjoint(ax.channel_dims(content.axes))
 
 
 def _is_sum(exponentials: Tensor, divisor: Tensor) -> bool:
     """Return whether a divisor is the sum of exponentials over the dimensions in which it is alike."""
-    sizes = (1,) * (exponentials.ndim - divisor.ndim) + tuple(core(divisor).shape)
-    dims = [d for d, (own, size) in enumerate(zip(exponentials.shape, sizes, strict=True)) if size == 1 < own]
+    dims = repeated(core(divisor).shape, exponentials.shape)
     return bool(dims) and bool(alike(exponentials.detach().sum(dims, keepdim=True) / divisor.detach(), 1))
 
 
@@ -204,6 +207,9 @@ def _held(call: Call, one: Value, other: Value) -> int | None:
     for kinds in (WEIGHING, ("size",)):
         if (one.kind in kinds) != (other.kind in kinds):
             return 0 if one.kind in kinds else 1
+    for n, (gate, content) in enumerate(((one, other), (other, one))):
+        if _gates(gate, content):
+            return n
     for n, (made, of) in enumerate(((one, other), (other, one))):
         whole = call.tape.values[of.rearranges.bit_length() - 1]
         permuted = of.shape.numel() == whole.shape.numel() and made.made_from(whole)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial, reduce
+from itertools import product
 from operator import or_
 from typing import Any
 
@@ -27,7 +28,31 @@ def sum_of_two(call: Call) -> list[Value]:
     """Record a sum or a difference."""
     alpha = 1 if call["alpha"] is None else call["alpha"]
     signs = {"add": (1, alpha), "sub": (1, -alpha), "rsub": (-alpha, 1)}[call.name]
-    return [total(call, [(call["self"], signs[0]), (call["other"], signs[1])])]
+    summands = [(call["self"], signs[0]), (call["other"], signs[1])]
+    mean = _gated_mean(call, summands)
+    return [total(call, summands) if mean is None else total(call, mean, exact=False)]
+
+
+def _gated_mean(call: Call, summands: Sequence[Summand]) -> list[Summand] | None:
+    """Return the summands and factors of a mean by a gate, g f + (1 - g) x or x + g (f - x), as of `lerp`."""
+    live = [(one, value) for one, factor in summands if factor == 1 and (value := call.value(one))]
+    pairs = [call.factors_of(tensor) or () for tensor, _ in live]
+    orders = [[pair, pair[::-1]] if pair and all(value for _, value in pair) else [] for pair in pairs]
+    if len(orders) < 2:
+        return None
+    for ((gate, _), (_, f)), ((other, _), (_, x)) in product(*orders):
+        if gate.shape == other.shape and alike(gate + other, 1):
+            return [(f, gate.detach().clone()), (x, other.detach().clone())]
+    for order, (_, x) in zip(orders, live[::-1], strict=True):
+        for (gate, _), (_, change) in order:
+            assert change is not None
+            inner = change.sum if change.times == 1 else None
+            if inner is None or not inner.whole or inner.vias or change.base != inner.outputs[0].base:
+                continue
+            rest = [(one.value, gate.detach() * one.factor) for one in inner.terms if one.value is not x]
+            if rest and any(one.value is x and one.factor == -1 for one in inner.terms):
+                return [*rest, (x, 1 - gate.detach())]
+    return None
 
 
 @rule("lerp")
