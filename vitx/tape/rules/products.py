@@ -132,7 +132,7 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     assert other is not None
     if one.kind == other.kind == "exp" and one.base != other.base:
         return call.make(call.values, None)  # the exponential of a sum
-    pairs = [(one, other, core(second).shape), (other, one, core(first).shape)][: 1 if quotient else 2]
+    pairs = [(one, core(second).shape), (other, core(first).shape)][: 1 if quotient else 2]
     rows = next((n for n, pair in enumerate(pairs) if _scales(*pair)), None)
     if quotient and rows is None and one.kind == "exp" and _is_sum(first, second):
         rows = 0
@@ -168,21 +168,18 @@ def _product(call: Call, first: Tensor, second: Tensor, *, quotient: bool = Fals
     if rows is not None:
         found.kind, found.softmax_over = "weights", value.softmax_over
         if value.softmax_over is None:
-            found.dim = reduced(shape, pairs[rows][2])
+            found.dim = reduced(shape, pairs[rows][1])
     elif held is not None and value.kind in ("size", "scores", "weights"):
         found.kind = value.kind
     return found
 
 
-def _scales(weights: Value, by: Value, sizes: Sequence[int]) -> bool:
-    """Return whether a factor scales rows of weights as a whole, as a gate or a sum of exponentials does.
+def _scales(weights: Value, sizes: Sequence[int]) -> bool:
+    """Return whether a factor scales rows or columns of weights as a whole, as gates and sums of rows do.
 
     Its sizes are 1 in the dimensions along which it is equal.
     """
-    same = repeated(sizes, weights.shape)
-    if weights.kind not in WEIGHING or same is None:
-        return False
-    return bool(same) if by.kind == "size" else weights.dim in same
+    return weights.kind in WEIGHING and bool(repeated(sizes, weights.shape))
 
 
 def _weighs(one: Value, other: Value) -> bool:
