@@ -5,7 +5,7 @@ queries and pixels, and a semantic segmentation is the mean of these masks, weig
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from vitx.tape import axes as ax
 from vitx.tape.attention import Mixture, Scores
 from vitx.tape.call import Call
-from vitx.tape.contraction import Contraction, across, of_matmul, of_sum, transposed
+from vitx.tape.contraction import Contraction, Given, Operand, across, of_matmul, of_sum, transposed
 from vitx.tape.expanded import ratio, reshaped, scaled, shared, spread
 from vitx.tape.registry import rule, unknown
 from vitx.tape.rules.attention import attended, attends
@@ -169,7 +169,7 @@ def summed(call: Call) -> list[Value]:
     if len(dims) == 1 and value.stacks(dims[0]):
         return [_of_stack(call, dims[0], factor)]
     factors = call.factors_of(tensor)
-    if factors is not None:
+    if factors is not None and not _is_elementwise(factors, dims):
         return [contracted(call, of_sum(factors, tensor.ndim, dims), factor)]
     before, mass = value.shape, value.mass
     kept = [1 if dim in dims else size for dim, size in enumerate(before)]
@@ -201,6 +201,16 @@ def summed(call: Call) -> list[Value]:
     if value.kind in ("scores", "weights"):
         found.kind, found.softmax_over = value.kind, followed(found, value.softmax_over)
     return [found]
+
+
+def _is_elementwise(factors: Sequence[Given], dims: Sequence[int]) -> bool:
+    """Return whether a product compares no tokens: an activation, or a gate outside of the sum."""
+    (first, one), (second, other) = factors
+    if one is None or other is None or {one.kind, other.kind} != {None}:
+        return False
+    if first.shape == second.shape:
+        return True
+    return first.ndim == second.ndim and any(all(f.shape[dim] == 1 for dim in dims) for f in (first, second))
 
 
 def _of_stack(call: Call, dim: int, factor: float) -> Value:
@@ -261,5 +271,16 @@ def paired(call: Call, contraction: Contraction, factor: float, *, weighing: boo
     else:
         axes = None if weighing else axes_of_scores
         found = call.make(values, relevance, gradient, kind=Mixture if weighing else kind, axes=axes)
-    found.kind = "weights" if weighing else "scores"
+    found.kind = "weights" if weighing else "scores" if _compares(operands, dims) else None
     return found
+
+
+def _compares(operands: Sequence[Operand], dims: Sequence[int]) -> bool:
+    """Return whether a product of two values compares tokens: it adds some up, or only one value has them."""
+    axes = [ax.reshaped(one.value.axes, one.shape) if one.value else None for one in operands]
+    for dim, sizes in enumerate(zip(*(one.shape for one in operands), strict=True)):
+        mixed = dim in dims or min(sizes) == 1 < max(sizes)
+        parts = [own[dim] for own, size in zip(axes, sizes, strict=True) if own and size > 1]
+        if mixed and not all(factor.channels for part in parts for factor in part):
+            return True
+    return not all(axes)

@@ -17,7 +17,7 @@ from vitx.tape.expanded import core, fitted, scaled
 from vitx.tape.registry import rule
 from vitx.tape.sums import Sum, count_layers
 from vitx.tape.terms import Weighted, added_anew, as_number, terms_of
-from vitx.tape.values import Value, reduced
+from vitx.tape.values import Value, reduced, repeated
 from vitx.tape.weights import alike
 
 Summand = tuple[Any, float | Tensor]  # a value, tensor or number, and its factor
@@ -183,8 +183,8 @@ def _summed(
         others = [one for one in sources if one[0] not in counted]
         sources = [*((value, factor) for value, _, factor in terms), *others]
     inputs, kind = [term.value for term in terms], partial(Sum, terms=terms)
-    alike = all(shape == value.shape for value in inputs)
-    axes = (lambda of: reduce(ax.merged, of)) if alike else None
+    fit = all(repeated(value.shape, shape) is not None for value in inputs)
+    axes = (lambda of: reduce(ax.merged, (ax.broadcast(one, shape) for one in of))) if fit else None
     found = call.make(inputs, None, axes=axes, kind=kind, **_linear(sources, exact))
     step = found.made_by
     assert isinstance(step, Sum)
