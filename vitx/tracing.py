@@ -106,6 +106,9 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     Its output and gradients are bit-identical to those of a pass that is not recorded. With `gradients`, the
     trace holds what `Trace.gradients` needs.
 
+    Raises:
+        VitxError: The model takes no hooks.
+
     Example:
         >>> from torch import nn
         >>> layer = nn.TransformerEncoderLayer(d_model=8, nhead=2, batch_first=True).eval()
@@ -129,7 +132,10 @@ def capture(model: nn.Module, *, gradients: bool = False) -> Iterator[Trace]:
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         trace._outputs += tensors_in(output.to_tuple() if hasattr(output, "to_tuple") else output)
 
-    handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
+    try:
+        handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
+    except RuntimeError as error:
+        raise VitxError("scripted code takes no hooks: call it in the forward of an nn.Module") from error
     try:
         with recorder.recording():
             yield trace

@@ -282,7 +282,8 @@ class Transpose:
             raise self._refusal() from error
 
     def _refusal(self) -> VitxError:
-        return VitxError(f"the gradient reached {self._name}, which torch cannot differentiate")
+        said = f"the gradient reached {self._name}, which torch cannot differentiate"
+        return VitxError(f"{said}: take a method without a gradient, such as rollout")
 
     def _differentiate(self, gradients: list[Tensor]) -> list[Tensor | None]:
         like = next(g for g in gradients if g is not None)

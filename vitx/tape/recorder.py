@@ -85,9 +85,10 @@ class Recorder(TorchDispatchMode):
         except NotImplementedError as error:
             if not (name := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", str(error))):
                 raise
+            instead = " by scaled_dot_product_attention" if "flex" in name[1] else ""
             raise VitxError(
-                f"the model calls {name[1]}, whose inner steps cannot be recorded: use "
-                "scaled_dot_product_attention in its place for the explanation"
+                f"the model calls {name[1]}, whose inner steps cannot be recorded: replace it{instead} for "
+                "the explanation"
             ) from error
         finally:
             for copy in self._overwritten.values():
