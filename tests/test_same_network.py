@@ -79,7 +79,8 @@ def in_place(scale):
     """Attend by views of one tensor, after the queries were scaled."""
 
     def part(net, t):
-        q, k, v = net.qkv(t).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        qkv = net.qkv(t).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (qkv[number] for number in range(3))
         return t + net.attended(scale(q), k, v)
 
     return part
