@@ -62,6 +62,16 @@ def by_einsum(q, k, v):
     return torch.einsum("bij,bjd->bid", scores.softmax(-1), v).unflatten(0, (-1, HEADS))
 
 
+def memory(attend):
+    """Attend to learned tokens alone: a function of each token."""
+
+    def part(net, t):
+        (q,), (k, v) = heads(net.q(t), 1), heads(net.kv(net.queries[None].expand(len(t), -1, -1)), 2)
+        return t + net.joined(attend(q, k, v))
+
+    return part
+
+
 def class_attention(apart):
     """Let a class token attend to itself and the patches, kept apart from them or in one tensor."""
 
@@ -136,6 +146,10 @@ PARTS = {
         "einsum": one_key(by_einsum),
         "a product": one_key(lambda q, k, v: (q @ k.mT).softmax(-1) * v),
         "fused": one_key(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0)),
+    },
+    "learned memory": {
+        "matrix products": memory(lambda q, k, v: (q @ k.mT / 8**0.5).softmax(-1) @ v),
+        "fused": memory(F.scaled_dot_product_attention),
     },
     "class attention": {"one tensor": class_attention(False), "apart": class_attention(True)},
     "queries in place": {

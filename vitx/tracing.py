@@ -12,7 +12,7 @@ from vitx.errors import VitxError
 from vitx.models.isolation import without_autocast
 from vitx.models.prediction import check_model
 from vitx.tape.attention import Attention
-from vitx.tape.call import tensors_in
+from vitx.tape.overload import tensors_in
 from vitx.tape.recorder import Recorder
 from vitx.tape.score import NO_ATTENTION
 from vitx.tape.tape import Tape

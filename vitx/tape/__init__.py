@@ -3,7 +3,8 @@
 In the order in which to read it:
 
     values, tape            what a tape holds: values, and the steps that made them
-    recorder, call, rules   the pass, call by call, and the rule of each operator, which `registry` lists
+    recorder, call, rules   the pass, call by call, and the rule of each operator, which `registry` lists;
+                            `overload` reads its schema
     sums, attention, heads  residuals, the attentions inside them, and which of these are heads of one
     walk, relevance         the loop behind all backward walks, and what relevance does on its way
     backward                the interface for methods: walks begin at a `score`, `conservation` checks what

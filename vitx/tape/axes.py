@@ -94,11 +94,8 @@ def by_place(axes: Axes, move: Callable[[Tensor], Tensor]) -> Axes:
     """Return the axes after any rearrangement, found by tracing the token that each element comes from."""
     factors = [factor for part in axes for factor in part]
     whole = [1 if factor.channels else factor.size for factor in factors]
-    marks = (
-        torch.arange(math.prod(whole), dtype=torch.float64, device="cpu")
-        .view(whole)
-        .expand([f.size for f in factors])
-    )
+    marks = torch.arange(math.prod(whole), dtype=torch.float64, device="cpu").view(whole)
+    marks = marks.expand([factor.size for factor in factors])
     moved = move(marks.reshape([math.prod(f.size for f in part) for part in axes]).contiguous())
     same = [bool((moved == moved.narrow(dim, 0, 1)).all()) for dim in range(moved.ndim)]
     return tuple(dimension(size, one) for size, one in zip(moved.shape, same, strict=True))

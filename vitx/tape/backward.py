@@ -209,11 +209,9 @@ class Backward:
         """
         (score,) = self.scores
         arrived = self._gradients.arrived
-        known = [
-            (self.tape.image, self.image),
-            *((one, one.constant and one.constant.tensor) for one in self.tape.constants),
-        ]
-        pairs = [(t.to(g), g) for v, t in known if t is not None and (g := arrived.get(v)) is not None]
+        constants = [(one, one.constant.tensor) for one in self.tape.constants if one.constant is not None]
+        known = [(self.tape.image, self.image), *constants]
+        pairs = [(t.to(g), g) for v, t in known if (g := arrived.get(v)) is not None]
         # Tensors with gradient 0 add nothing, whatever they hold: overwritten memory may hold NaN.
         products = ((tensor * g).masked_fill_(g == 0, 0) for tensor, g in pairs)
         added, size = torch.stack([torch.stack([one.sum(), one.abs_().sum()]) for one in products]).sum(0)

@@ -1,9 +1,8 @@
-"""One ATen call: its operator, its arguments by name, their values, and its transpose."""
+"""One ATen call: its arguments by name, their values, and its transpose."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,65 +10,10 @@ from torch import Tensor
 
 from vitx.errors import VitxError
 from vitx.tape.axes import Axes
+from vitx.tape.overload import Overload, overload, tensors_in
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Factors, Kept, Tensors
 from vitx.tape.values import AxesOf, Back, Step, Value
-
-# The dtypes of tensors that wrap numbers.
-WRAPPED = {bool: torch.bool, int: torch.int64, float: torch.float64}
-
-
-class Overload:
-    """The schema of an operator."""
-
-    def __init__(self, function: Any) -> None:
-        schema = function._schema
-        name = schema.name.removeprefix("aten::")
-        into = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        self.function = function
-        self.in_place = name.endswith("_") and not name.endswith("__")  # it writes into its first argument
-        self.name: str = name.removesuffix("_") if self.in_place else name
-        self.places = {a.name: place for place, a in enumerate(schema.arguments)}
-        self.defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-        written = into[:1] if self.in_place else [a for a in into if a.kwarg_only]
-        self.written = [a.name for a in written]  # the arguments that it writes its result into
-        # Whether it returns views of its first argument; reads only the shape and type of that argument; is
-        # composed entirely of other operators.
-        self.views = not self.written and any(r.alias_info is not None for r in schema.returns)
-        self.makes_new = name.startswith("new_") or name.endswith("_like")
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-        self.composite = has_kernel(function.name(), "CompositeImplicitAutograd")
-        numbers = torch._C._should_allow_numbers_as_tensors(name)
-        self._tensors = [] if numbers else [isinstance(a.type, torch.TensorType) for a in schema.arguments]
-
-    def wrapped(self, args: Sequence[Any]) -> Sequence[Any]:
-        """Turn numbers into tensors where the operator needs them: torch unwraps those of frozen graphs."""
-        pairs = zip(args, self._tensors, strict=False)
-        if not any(needed and type(one) in WRAPPED for one, needed in pairs):
-            return args
-        return [
-            torch.scalar_tensor(one, dtype=WRAPPED[type(one)], device="cpu")
-            if needed and type(one) in WRAPPED
-            else one
-            for one, needed in zip(args, self._tensors, strict=False)
-        ]
-
-
-overload = cache(Overload)  # each schema is read once
-
-
-def tensors_in(*values: Any) -> list[Tensor]:
-    """List the tensors in arguments or results, in order."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            if value and type(value[0]) is not int:  # not a shape
-                found += tensors_in(*value)
-        elif isinstance(value, dict):
-            found += tensors_in(*value.values())
-    return found
 
 
 @dataclass(eq=False)
@@ -226,11 +170,9 @@ class Transpose:
         numbers = {id(tensor): _Hole(number) for number, tensor in enumerate(holes)}
 
         def emptied(value: Any) -> Any:
-            return (
-                numbers[id(value)]
-                if id(value) in numbers
-                else (call.kept(value) if isinstance(value, Tensor) else value)
-            )
+            if id(value) in numbers:
+                return numbers[id(value)]
+            return call.kept(value) if isinstance(value, Tensor) else value
 
         self._given = _replaced((call.args, call.kwargs), emptied)
         plain = getattr(torch.ops.aten, call.name) if call.overload.written else call.overload.function
@@ -246,9 +188,8 @@ class Transpose:
                 return points[value]
             if not isinstance(value, Kept):
                 return value
-            given = (value.tensor.clone() if value.tensor.is_inference() else value.tensor).to(
-                points[0].device
-            )
+            given = value.tensor.clone() if value.tensor.is_inference() else value.tensor
+            given = given.to(points[0].device)
             return given.to(points[0].real.dtype) if given.is_floating_point() else given
 
         args, kwargs = _replaced(self._given, filled)

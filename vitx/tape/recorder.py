@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vitx.errors import VitxError
 from vitx.models.isolation import Copied
 from vitx.tape import kernels
-from vitx.tape.call import FLASH, WRAPPED, Call, overload, tensors_in
+from vitx.tape.call import FLASH, Call
+from vitx.tape.overload import WRAPPED, overload, tensors_in
 from vitx.tape.registry import unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape

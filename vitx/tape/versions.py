@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vitx.tape.call import Call, overload
+from vitx.tape.call import Call
+from vitx.tape.overload import overload
 from vitx.tape.rules import rule_of
 from vitx.tape.tape import Tape
 from vitx.tape.tensors import Tensors, flat_view, storage_of

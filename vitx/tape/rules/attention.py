@@ -158,8 +158,7 @@ def fused(call: Call) -> list[Value]:
     """Record a kernel that does not store A: it is recomputed from queries and keys."""
     query, key, value = (call[name].detach() for name in ("query", "key", "value"))
     of_query, of_value = call.value(call["query"]), call.value(call["value"])
-    if of_value is None:
-        return [call.make(call.values, None)]
+    assert of_value is not None
     groups = query.shape[1] // value.shape[1]
     if groups > 1:  # several query heads share one head of keys and values
         repeat: Any = torch.ops.aten.repeat_interleave.self_int

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitx.tape.call import Call, Transpose, tensors_in
+from vitx.tape.call import Call, Transpose
 from vitx.tape.expanded import fitted
+from vitx.tape.overload import tensors_in
 from vitx.tape.registry import rule, unknown
 from vitx.tape.values import Value
 

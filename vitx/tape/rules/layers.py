@@ -39,7 +39,7 @@ def convolved(call: Call) -> list[Value]:
     """
     tensor = call["self"] if call["input"] is None else call["input"]
     weight, value, tape = call["weight"], call.value(tensor), call.tape
-    if value is None or call.value(call["weight"]) is not None:
+    if value is None or call.value(weight) is not None:
         return unknown(call)
     groups, size, shape, mass = call["groups"], weight.shape[2:], value.shape, value.mass
     stride, padding, dilation, transposed = (call[name] for name in OPTIONS)
