@@ -96,6 +96,21 @@ def in_place(scale):
     return part
 
 
+def with_queries(add):
+    """Add the queries of all tokens but the first to what they attended, as MViT v2 does."""
+
+    def part(net, t):
+        q, k, v = heads(net.qkv(t), 3)
+        return t + net.joined(add((q @ k.mT).softmax(-1) @ v, q))
+
+    return part
+
+
+def added_to_a_slice(found, q):
+    found[:, :, 1:] += q[:, :, 1:]
+    return found
+
+
 def scale_later_tokens(q):
     q[:, :, 1:] = q[:, :, 1:] * 0.5
     return q
@@ -159,6 +174,10 @@ PARTS = {
     "some queries in place": {
         "cat": in_place(lambda q: torch.cat([q[:, :, :1], q[:, :, 1:] * 0.5], 2)),
         "a slice": in_place(scale_later_tokens),
+    },
+    "some queries added": {
+        "cat": with_queries(lambda y, q: torch.cat([y[:, :, :1], y[:, :, 1:] + q[:, :, 1:]], 2)),
+        "a slice": with_queries(added_to_a_slice),
     },
     "pooled": {
         "mean": shrunk(lambda x: x.mean((2, 3), keepdim=True)),

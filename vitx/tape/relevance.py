@@ -210,8 +210,12 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
     """Return the part of its relevance that each element of the sum keeps.
 
     This is the transpose of the walk from the sum to the rows, which autograd computes, for one of the
-    channels that share their relevance.
+    channels that share their relevance. Rows inside another residual, nested in this one, keep it there.
     """
+
+    def around_others(step: Step, arrived: list[Tensor]) -> Sent:
+        return [] if step in attention.residuals else through(step, arrived)
+
     alike = [dim for dim in residual.channels() if r.stride(dim) == 0]
     sizes = [1 if dim in alike else size for dim, size in enumerate(r.shape)]
     with torch.enable_grad():
@@ -219,8 +223,8 @@ def _kept(tape: Tape, residual: Sum, r: Tensor, attention: Attention, shares: Te
         sent = residual.into_branches(ones.expand(r.shape))
         starts = {term: part for term, part in sent if part is not None}
         steps = range(attention.index + 1, residual.index)
-        arrived = walk(tape, starts, through, steps=steps).arrived.get(attention.value)
-        if arrived is None:
+        arrived = walk(tape, starts, around_others, steps=steps).arrived.get(attention.value)
+        if arrived is None or not arrived.requires_grad:
             return torch.zeros_like(r)
         rows = attention.rows(arrived)
         (found,) = torch.autograd.grad((rows * shares).sum(), ones, materialize_grads=True)
