@@ -151,6 +151,19 @@ def scripted_part(block):
     return block
 
 
+class Named(torch.Tensor):
+    """A subclass whose `__torch_function__` wraps all results, as those of MONAI and fastai do."""
+
+
+def with_named_weights():
+    model = Plainly().eval()
+    for module in model.modules():
+        for name, one in module._parameters.items():
+            if one is not None:
+                module._parameters[name] = nn.Parameter(one.detach().as_subclass(Named))
+    return model
+
+
 FORMS = {
     "as it is": lambda: Plainly().eval(),
     "in training mode": lambda: Plainly().train(),
@@ -168,6 +181,8 @@ FORMS = {
     "checkpoints": inside(lambda block, t: checkpoint(block, t, use_reentrant=False)),
     "reentrant checkpoints": inside(lambda block, t: checkpoint(block, t, use_reentrant=True)),
     "functions of one's own": with_functions,
+    "weights of a subclass": with_named_weights,
+    "a subclass inside": inside(lambda block, t: block(t.as_subclass(Named)).as_subclass(torch.Tensor)),
     "detached": inside(lambda block, t: block(t).detach()),
     "weights swapped in": lambda: SwappedIn().eval(),
     "weights swapped in, patches cut by a reshape": lambda: SwappedIn(CutsPatches).eval(),

@@ -10,7 +10,8 @@ from tests.modules import Around
 from vitx import explain
 from vitx.tape.recorder import Recorder
 from vitx.tape.tape import Tape
-from vitx.tape.versions import _geometry, _overlap
+from vitx.tape.tensors import geometry
+from vitx.tape.versions import _overlap
 from vitx.tape.walk import walk
 
 VIEWS = {
@@ -76,7 +77,7 @@ def test_a_view_sees_what_was_written(view, write, between):
 )
 def test_overlap(first, second, common):
     matrix = torch.zeros(5, 12)
-    geometries = _geometry(first(matrix)), _geometry(second(matrix))
+    geometries = geometry(first(matrix)), geometry(second(matrix))
     assert _overlap(*geometries, 60) == _overlap(*geometries[::-1], 60) == common
 
 

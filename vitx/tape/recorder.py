@@ -23,7 +23,7 @@ from vitx.tape.overload import WRAPPED, overload, tensors_in
 from vitx.tape.registry import unknown
 from vitx.tape.rules import decomposition_of, rule_of
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import ORIGINS, Tensors, flat_view, storage_of
+from vitx.tape.tensors import ORIGINS, Tensors, flat_view, geometry, storage_of
 from vitx.tape.values import Step, Value
 from vitx.tape.versions import Versions
 
@@ -40,7 +40,8 @@ LINEAR = torch.nn.functional.linear
 class FunctionMode(TorchFunctionMode):
     """A mode that notes if live values leave torch: tensors made from them elsewhere are not constants.
 
-    It also keeps a linear layer in one call, and `nn.MultiheadAttention` to operators that have a rule.
+    It also keeps a linear layer in one call, and `nn.MultiheadAttention` to operators that have a rule, and
+    asks for the values of tensors that a subclass wraps while what it wraps is there.
     """
 
     def __init__(self, get: Callable[[Any], Value | None]) -> None:
@@ -54,7 +55,12 @@ class FunctionMode(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
         if func in EXPORTS and self._get(args[0]) is not None:
             self.exported = True
-        return func(*args, **(kwargs or {}))
+        for tensor in tensors_in(args) if types else ():
+            self._get(tensor)
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(out) if types else ():
+            self._get(tensor)
+        return out
 
 
 class Recorder(TorchDispatchMode):
@@ -68,6 +74,7 @@ class Recorder(TorchDispatchMode):
         # The input of the last softmax or sigmoid of rows.
         self.squashed: tuple[Tensor, Value] | None = None
         self._overwritten: dict[int | None, Copied] = {}  # parameters, as they were before the pass
+        self._made: Sequence[Tensor] = ()  # by the last call that was recorded: a subclass may wrap them
         self._functions = FunctionMode(self.get)
 
     @classmethod
@@ -105,7 +112,14 @@ class Recorder(TorchDispatchMode):
         """Return the value of a tensor; None if it does not depend on the image."""
         self._versions.read([tensor])
         known = self._tensors.get(tensor)
-        return None if known is None else known.value
+        if known is not None:
+            return known.value
+        if isinstance(tensor, Tensor) and (storage := storage_of(tensor)) is not None:
+            for other, value in self._tensors.live_in(storage):
+                if geometry(other) == geometry(tensor):
+                    self._tensors.bind(tensor, value)
+                    return value
+        return None
 
     def made_last(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the tensor that was computed from all the others; None if there is none."""
@@ -156,8 +170,8 @@ class Recorder(TorchDispatchMode):
         out = kernels.run(call) if operator.name == FLASH else func(*args, **kwargs)
         if operator.name in SQUASHING and call.live[0][0].ndim <= 2:
             self.squashed = call.live[0]
-        made, call.outs = into or tensors_in(out), []
-        for tensor in made:
+        self._made, call.outs = into or tensors_in(out), []
+        for tensor in self._made:
             if tensor.is_nested:
                 raise VitxError(
                     "the model computes with nested tensors, which cannot be followed: explain a version "

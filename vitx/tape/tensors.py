@@ -22,9 +22,13 @@ Origin = Literal["fixed", "given", "learned"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
+Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
+
+
 def storage_of(tensor: Tensor) -> int | None:
     """Return an identifier of a tensor's storage; None if it has no storage of its own."""
-    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout != torch.strided:
+    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # others
+    if wraps or tensor.layout != torch.strided:
         return None
     try:
         return int(tensor.untyped_storage()._cdata)
@@ -35,6 +39,11 @@ def storage_of(tensor: Tensor) -> int | None:
 def flat_view(tensor: Tensor) -> Tensor:
     """Return a flat view of the whole storage of a tensor, (n,)."""
     return tensor.as_strided((tensor.untyped_storage().nbytes() // tensor.element_size(),), (1,), 0)
+
+
+def geometry(tensor: Tensor) -> Geometry:
+    """Return the layout of a tensor in its storage."""
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 class Known(weakref.ref[Tensor]):

@@ -16,11 +16,10 @@ from vitx.tape.call import Call
 from vitx.tape.overload import overload
 from vitx.tape.rules import rule_of
 from vitx.tape.tape import Tape
-from vitx.tape.tensors import Tensors, flat_view, storage_of
+from vitx.tape.tensors import Geometry, Tensors, flat_view, geometry, storage_of
 from vitx.tape.values import Value
 
 ATEN = torch.ops.aten
-Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 
 
 @dataclass(eq=False)
@@ -54,20 +53,20 @@ class Versions(dict[int | None, Version]):
 
     def write(self, tensor: Tensor, value: Value) -> None:
         """Note that a value was written into a tensor."""
-        whole, where = _fills(tensor), _geometry(tensor)
+        whole, where = _fills(tensor), geometry(tensor)
         if not whole:
             self._begin(tensor)
         self._put(tensor, value)
         size = len(flat_view(tensor))
         for other, _ in self._tensors.live_in(storage_of(tensor)):
-            if whole or _overlap(_geometry(other), where, size):
+            if whole or _overlap(geometry(other), where, size):
                 self._tensors.bind(other, None)
         self._tensors.bind(tensor, value)
 
     def seen(self, tensor: Tensor) -> Value:
         """Return the value that a tensor sees in its storage, whatever its layout."""
         self._begin(tensor)
-        version, where, flat = self._of(tensor), _geometry(tensor), flat_view(tensor)
+        version, where, flat = self._of(tensor), geometry(tensor), flat_view(tensor)
         assert version is not None
         while where != version.where and version.before and not _overlap(where, version.where, len(flat)):
             version = version.before  # the last write went elsewhere
@@ -93,7 +92,7 @@ class Versions(dict[int | None, Version]):
     def _put(self, tensor: Tensor, value: Value) -> None:
         before = None if _fills(tensor) else self._of(tensor)
         storage = StorageWeakRef(tensor.untyped_storage())
-        self[storage_of(tensor)] = Version(storage, value, _geometry(tensor), before)
+        self[storage_of(tensor)] = Version(storage, value, geometry(tensor), before)
 
     def _whole(self, version: Version, flat: Tensor) -> Value:
         """Return the value of a whole storage, (n,)."""
@@ -122,10 +121,6 @@ class Versions(dict[int | None, Version]):
 def _fills(tensor: Tensor) -> bool:
     """Return whether a tensor covers its whole storage."""
     return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-
-
-def _geometry(tensor: Tensor) -> Geometry:
-    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
 
 def _overlap(first: Geometry, second: Geometry, size: int) -> bool:
