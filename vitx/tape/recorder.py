@@ -109,16 +109,15 @@ class Recorder(TorchDispatchMode):
         self._tensors.bind(image, self.tape.images[-1])
 
     def get(self, tensor: Any) -> Value | None:
-        """Return the value of a tensor; None if it does not depend on the image."""
+        """Return the value of a tensor, or of the memory that it wraps; None if that is a constant."""
         self._versions.read([tensor])
         known = self._tensors.get(tensor)
-        if known is not None:
-            return known.value
-        if isinstance(tensor, Tensor) and (storage := storage_of(tensor)) is not None:
-            for other, value in self._tensors.live_in(storage):
-                if geometry(other) == geometry(tensor):
-                    self._tensors.bind(tensor, value)
-                    return value
+        if known is not None or not isinstance(tensor, Tensor) or storage_of(tensor) is None:
+            return None if known is None else known.value
+        for other, value in self._tensors.live_in(storage_of(tensor)):
+            if geometry(other) == geometry(tensor):
+                self._tensors.bind(tensor, value)
+                return value
         return None
 
     def made_last(self, tensors: Sequence[Tensor]) -> Tensor | None:

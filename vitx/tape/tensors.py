@@ -27,8 +27,9 @@ Geometry = tuple[Sequence[int], Sequence[int], int]  # size, strides, offset
 
 def storage_of(tensor: Tensor) -> int | None:
     """Return an identifier of a tensor's storage; None if it has no storage of its own."""
-    wraps = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__  # others
-    if wraps or tensor.layout != torch.strided:
+    # A subclass with a dispatch of its own wraps other tensors.
+    own = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__ and tensor.layout == torch.strided
+    if not own:
         return None
     try:
         return int(tensor.untyped_storage()._cdata)
