@@ -158,3 +158,44 @@ def test_flex_attention_is_refused_in_a_sentence(method):
         with pytest.raises(VitxError, match=r"(?i)flex.?attention") as error:
             explain(model, IMAGES.float(), method)
     assert "\n" not in str(error.value)
+
+
+def test_another_operator_with_inner_steps_is_refused_by_its_name():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vit = Vit()
+
+        def forward(self, images):
+            double = torch.cond(images.sum() > 0, lambda x: 2 * x, lambda x: -x, (images,))
+            return self.vit(double)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(VitxError, match=r"the model calls cond, .*: replace it for the explanation"):
+            explain(Branching().eval(), IMAGES.float(), "rollout")
+
+
+class SwappedHead(nn.Module):
+    """A model with a head whose weights are there only during the pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = models.deit()
+        self.weights = {
+            name: 2 * value.detach() for name, value in self.vit.head.named_parameters(prefix="head")
+        }
+
+    def forward(self, images):
+        return torch.func.functional_call(self.vit, self.weights, (images,))
+
+
+def test_legrad_refuses_a_head_that_is_another_one_after_the_pass():
+    with pytest.raises(VitxError, match="other weights during a pass than after it"):
+        explain(SwappedHead().eval(), torch.rand(2, 3, 32, 32), "legrad", target=0)
+
+
+def test_scripted_code_is_captured_inside_a_module():
+    scripted = torch.jit.script(nn.Linear(3, 3))
+    with pytest.raises(VitxError, match=r"call it in the forward of an nn\.Module"), capture(scripted):
+        scripted(torch.rand(2, 3))
