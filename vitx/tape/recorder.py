@@ -102,6 +102,7 @@ class Recorder(TorchDispatchMode):
             for copy in self._overwritten.values():
                 self.tape.keeper.preserve([copy.tensor])
                 copy.restore()
+            self._overwritten, self._made = {}, ()
 
     def begin(self, image: Tensor) -> None:
         """Make a tensor live: record whatever depends on it from here on."""
