@@ -69,7 +69,7 @@ class Explanation(Drawing):
     def __getitem__(self, part: int | slice | Sequence[int] | Tensor) -> "Explanation":
         """Return the explanation of one image, as a batch of one, or of several images."""
         places = range(len(self))[part] if isinstance(part, (int, slice)) else part
-        rows = torch.as_tensor(places, device="cpu").cpu().reshape(-1)
+        rows = torch.as_tensor(places, device="cpu").reshape(-1)
         rows = torch.arange(len(self), device="cpu")[rows if rows.dtype == torch.bool else rows.long()]
         kept = {name: one[rows.to(one.device)] for name, one in self._tensors().items()}
         if self.captions is not None:

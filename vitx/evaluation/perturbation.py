@@ -135,9 +135,8 @@ def curve(
 def order(maps: Tensor, first: str) -> Tensor:
     """Return the rank of each patch in the order of replacement, (B, h, w), from 0 on."""
     flat = maps.flatten(1)
-    lot = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0), device="cpu").to(
-        flat.device
-    )
+    seed = torch.Generator().manual_seed(0)
+    lot = torch.randperm(flat.shape[1], generator=seed, device="cpu").to(flat.device)
     patches = lot[flat[:, lot].argsort(dim=1, descending=first == "most", stable=True)]
     return patches.argsort(1).view_as(maps)
 
@@ -145,9 +144,8 @@ def order(maps: Tensor, first: str) -> Tensor:
 def random_order(maps: Tensor, first: int = 0) -> Tensor:
     """Return random ranks of the patches, (B, h, w), seeded by the index of each image, from `first` on."""
     seeds = (torch.Generator().manual_seed(first + place) for place in range(len(maps)))
-    return torch.stack(
-        [torch.randperm(maps[0].numel(), generator=seed, device="cpu") for seed in seeds]
-    ).view_as(maps)
+    ranks = [torch.randperm(maps[0].numel(), generator=seed, device="cpu") for seed in seeds]
+    return torch.stack(ranks).view_as(maps)
 
 
 def mean_height(heights: Tensor, fractions: Sequence[float]) -> Tensor:

@@ -84,8 +84,9 @@ class Copied:
         one, other = self.tensor.detach(), self._copy
         if one.layout != torch.strided or one.is_nested:
             return False  # such tensors cannot be compared
-        if torch.equal(one, other) or not one.is_floating_point():
-            return torch.equal(one, other)
+        same = torch.equal(one, other)
+        if same or not one.is_floating_point():
+            return same
         one, other = one.double(), other.double()
         return bool(((one == other) | (one.isnan() & other.isnan())).all())
 

@@ -31,7 +31,8 @@ def watched(model: nn.Module) -> Iterator[list[tuple[Any, Tensor]]]:
             if not isinstance(output, Tensor):
                 raise refusal
             seen.append((owner_of[module], output))
-            held[owner_of[module]] = [*map(id, owner_of[module].parameters())]
+            if owner_of[module] not in held:
+                held[owner_of[module]] = [*map(id, owner_of[module].parameters())]
 
     handle = register_module_forward_hook(keep)  # a global hook, so that the model itself gets none
     try:

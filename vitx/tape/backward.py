@@ -79,12 +79,13 @@ class Backward:
         """Return the layers from this number on, or raise a VitxError if there is no such layer."""
         if not self.layers:
             raise VitxError(NO_RESIDUAL)
-        return self._layers_from(start_layer)
+        self._check(start_layer)
+        return self.tape.layers_from(start_layer)
 
-    def _layers_from(self, start_layer: int) -> list[Layer]:
-        count = 1 + max((layer.number for layer in self.layers), default=-1)
-        first = first_layer(start_layer, count) if count else 0
-        return [layer for layer in self.layers if layer.number >= first]
+    def _check(self, start_layer: int) -> None:
+        """Raise a VitxError if there are layers, but none of this number."""
+        if self.layers:
+            first_layer(start_layer, 1 + max(layer.number for layer in self.layers))
 
     def propagate(self, rule: Rule, *, without_sinks: bool = False) -> Attribution:
         """Take relevance from where the score was read to the pixels, starting with 1 for each image.
@@ -94,7 +95,7 @@ class Backward:
         Raises:
             VitxError: Relevance was lost, or is negative: the map would be wrong.
         """
-        self._layers_from(rule.start_layer)
+        self._check(rule.start_layer)
         gradients = None
         if rule.reads_gradient:  # of the original A, with its sinks
             gradients = self._differentiated(None if without_sinks else rule)
@@ -272,6 +273,6 @@ class Backward:
         if self.tape.network == "plain":
             return []  # the gradient goes through A, too
         alone = [
-            layer.attentions[0] for layer in self._layers_from(start_layer) if len(layer.attentions) == 1
+            layer.attentions[0] for layer in self.tape.layers_from(start_layer) if len(layer.attentions) == 1
         ]
         return [one for one in alone if math.prod(one.weights.shape[1:]) <= kernels.SMALL]

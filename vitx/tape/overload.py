@@ -36,15 +36,12 @@ class Overload:
 
     def wrapped(self, args: Sequence[Any]) -> Sequence[Any]:
         """Turn numbers into tensors where the operator needs them: torch unwraps those of frozen graphs."""
-        pairs = zip(args, self._tensors, strict=False)
-        if not any(needed and type(one) in WRAPPED for one, needed in pairs):
-            return args
-        return [
-            torch.scalar_tensor(one, dtype=WRAPPED[type(one)], device="cpu")
-            if needed and type(one) in WRAPPED
-            else one
-            for one, needed in zip(args, self._tensors, strict=False)
-        ]
+        found = list(args)
+        for place, needed in enumerate(self._tensors[: len(found)]):
+            dtype = WRAPPED.get(type(found[place])) if needed else None
+            if dtype is not None:
+                found[place] = torch.scalar_tensor(found[place], dtype=dtype, device="cpu")
+        return found
 
 
 overload = cache(Overload)  # each schema is read once

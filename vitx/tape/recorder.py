@@ -157,16 +157,16 @@ class Recorder(TorchDispatchMode):
         if operator.written:
             into = tensors_in(args[:1] if operator.in_place else [kwargs.get(n) for n in operator.written])
             self._copy_weights(into)
-        if not live or operator.makes_new:
             self.tape.keeper.preserve(into)
+        if not live or operator.makes_new:
             out = func(*args, **kwargs)
             new = bool(live) or operator.name.startswith("lift_fresh")  # not from the given tensors
             self._note_constants(tensors_in(out), given, new)
             return out
         named = {name: one for name, one in kwargs.items() if name not in operator.written} if kwargs else {}
         call = Call(self.tape, self._tensors, operator, args, named, live)
-        if into:
-            self._prepare_to_write(call, into)
+        if operator.in_place and into:
+            self._stand_in(call, into[0])
         out = kernels.run(call) if operator.name == FLASH else func(*args, **kwargs)
         if operator.name in SQUASHING and call.live[0][0].ndim <= 2:
             self.squashed = call.live[0]
@@ -224,19 +224,16 @@ class Recorder(TorchDispatchMode):
             if source and not tensor.is_floating_point():
                 self._tensors.of(tensor).source = source
 
-    def _prepare_to_write(self, call: Call, into: Sequence[Tensor]) -> None:
-        """Keep what will be overwritten; the rule of an in-place operator sees a stand-in for its target."""
-        if call.overload.in_place:
-            target = into[0]
-            # Rules may read a constant target later, as the offset of a linear operator.
-            constant = call.value(target) is None
-            copied = self.tape.network is not None or (constant and call.name != "copy")
-            before = target.clone() if copied else target.detach()
-            if constant:
-                self._tensors.of(before).origin = self._tensors.origin(target)
-            call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
-            call.args = [before if argument is target else argument for argument in call.args]
-        self.tape.keeper.preserve(into)
+    def _stand_in(self, call: Call, target: Tensor) -> None:
+        """Let the rule of an in-place operator see a stand-in for its target."""
+        # Rules may read a constant target later, as the offset of a linear operator.
+        constant = call.value(target) is None
+        copied = self.tape.network is not None or (constant and call.name != "copy")
+        before = target.clone() if copied else target.detach()
+        if constant:
+            self._tensors.of(before).origin = self._tensors.origin(target)
+        call.live = [(before if tensor is target else tensor, value) for tensor, value in call.live]
+        call.args = [before if argument is target else argument for argument in call.args]
 
     def _copy_weights(self, into: Sequence[Tensor]) -> None:
         """Copy the parameters that are about to be written into."""

@@ -90,8 +90,7 @@ class Propagation:
         self._layer: dict[Attention, Layer] = {}  # if the share that tokens keep depends on A
         self._entered: dict[Sum, Tensor] = {}  # the relevance of their residuals
         self._heads = Heads(tape)
-        counting = [layer for layer in tape.layers if rule.moves and layer.number >= rule.start_layer]
-        for layer in counting:
+        for layer in tape.layers_from(rule.start_layer) if rule.moves else []:
             self._skipped -= layer.residuals
             if not (self._rule.halves and all(one.weights.sums_to_1 for one in layer.attentions)):
                 self._layer |= dict.fromkeys(layer.attentions, layer)
@@ -112,9 +111,9 @@ class Propagation:
             self._entered[step] = arrived[0]
             return step.into_branches(arrived[0])
         if isinstance(step, Sum) and step.stream is not None:
-            shown = self._tape.named  # a trace also shows the relevance of MLPs
-            apart = shown or step.unknown
-            if step in self._skipped or (not apart and step.returns_to_stream(arrived[0])):
+            # A trace also shows the relevance of MLPs, and an operator without a rule is named.
+            each = self._tape.named or step.unknown
+            if step in self._skipped or (not each and step.returns_to_stream(arrived[0])):
                 return [(step.stream, step.to_term(step.stream, arrived[0]))]
         if step.relevance is None:
             size = sum(float(r.abs().sum()) for r in arrived) / self._tape.image.shape[0]

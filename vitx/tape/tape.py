@@ -74,6 +74,10 @@ class Tape:
         if isinstance(step, Attention):
             self.attentions.append(step)
 
+    def source_of(self, value: Value) -> Value:
+        """Return the last of the values that a value rearranges: itself if it rearranges no other."""
+        return self.values[value.rearranges.bit_length() - 1]
+
     def same(self, found: Value, *key: Any) -> int:
         """Return the number of the first value with this key: an equal rearrangement of the same values."""
         return self._first.setdefault(key, found.number)
@@ -148,6 +152,10 @@ class Tape:
     def layers(self) -> list[Layer]:
         """The layers, in the order in which they ran: each holds all attentions that one residual closes."""
         return layers_of(self.attentions)
+
+    def layers_from(self, first: int) -> list[Layer]:
+        """Return the layers from a number on."""
+        return [layer for layer in self.layers if layer.number >= first]
 
 
 def location_of(model: nn.Module) -> tuple[str, str] | None:

@@ -53,13 +53,14 @@ class Versions(dict[int | None, Version]):
 
     def write(self, tensor: Tensor, value: Value) -> None:
         """Note that a value was written into a tensor."""
-        whole, where = _fills(tensor), geometry(tensor)
-        if not whole:
+        written = None
+        if not _fills(tensor):
             self._begin(tensor)
+            written = _marks(geometry(tensor), len(flat_view(tensor)))
         self._put(tensor, value)
-        size = len(flat_view(tensor))
         for other, _ in self._tensors.live_in(storage_of(tensor)):
-            if whole or _overlap(geometry(other), where, size):
+            alike = other.dtype == tensor.dtype  # otherwise its layout counts other elements
+            if written is None or not alike or written.as_strided(*geometry(other)).any():
                 self._tensors.bind(other, None)
         self._tensors.bind(tensor, value)
 
@@ -125,6 +126,11 @@ def _fills(tensor: Tensor) -> bool:
 
 def _overlap(first: Geometry, second: Geometry, size: int) -> bool:
     """Return whether two layouts in a storage of this size have elements in common."""
+    return bool(_marks(first, size).as_strided(*second).any())
+
+
+def _marks(where: Geometry, size: int) -> Tensor:
+    """Return which elements of a storage of this size a layout holds, (size,) bool."""
     marks = torch.zeros(size, dtype=torch.bool, device="cpu")
-    marks.as_strided(*first).fill_(True)
-    return bool(marks.as_strided(*second).any())
+    marks.as_strided(*where).fill_(True)
+    return marks

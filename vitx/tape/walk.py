@@ -124,7 +124,6 @@ def marks(shape: Sequence[int], axes: Axes = ()) -> Tensor:
     """Return random numbers that identify tokens on a backward walk: equal for all channels of a token."""
     channels = channel_dims(axes)
     sizes = [1 if dim in channels else size for dim, size in enumerate(shape)]
-    found = (
-        torch.rand(sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu") + 0.5
-    )
+    seed = torch.Generator().manual_seed(0)
+    found = torch.rand(sizes, generator=seed, dtype=torch.float64, device="cpu") + 0.5
     return found.expand(*shape)

@@ -107,10 +107,8 @@ def _lattice(own: Tensor, mass: Tensor, *moments: Tensor) -> Cells:
     for find in (_by_size, _by_rank, partial(_by_size, most_missing=3)):
         found = [find(one, apart) for one in places]
         grid = tuple(count for count, _ in found)
-        flat = sum(
-            (level * prod(grid[dim + 1 :]) for dim, (_, level) in enumerate(found)),
-            torch.zeros((), device="cpu"),
-        )
+        parts = (level * prod(grid[dim + 1 :]) for dim, (_, level) in enumerate(found))
+        flat = sum(parts, torch.zeros((), device="cpu"))
         if prod(grid) and (find is not _by_rank or prod(grid) == len(flat.unique())):
             break
     of[placed] = flat.long()

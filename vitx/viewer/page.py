@@ -125,9 +125,8 @@ def _thin(logs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     They are found by a random projection (Halko et al. 2011), if the rank is below the given one.
     """
-    probes = torch.randn(
-        len(logs), logs.shape[2], rank, generator=torch.Generator().manual_seed(0), device="cpu"
-    )
+    seed = torch.Generator().manual_seed(0)
+    probes = torch.randn(len(logs), logs.shape[2], rank, generator=seed, device="cpu")
     basis = torch.linalg.qr(logs @ probes).Q
     left, sizes, right = torch.linalg.svd(basis.mT @ logs, full_matrices=False)
     left, right = basis @ left * sizes.sqrt()[:, None], right.mT * sizes.sqrt()[:, None]

@@ -42,13 +42,13 @@ def attended(call: Call, contraction: Contraction, weights: Operand, values: Ope
 
 def has_one_key(call: Call, weights: Value) -> bool:
     """Return whether weights are a softmax over a dimension of size 1."""
-    over = call.tape.values[weights.rearranges.bit_length() - 1].softmax_over
+    over = call.tape.source_of(weights).softmax_over
     return weights.kind == "weights" and over is not None and not ax.channel_dims(over, some=True)
 
 
 def attends(call: Call, weights: Value) -> bool:
     """Return whether weights are a softmax of scores, or a part of one."""
-    step = call.tape.values[weights.rearranges.bit_length() - 1].made_by
+    step = call.tape.source_of(weights).made_by
     if step is None or weights.kind != "weights" or weights.softmax_over is None:
         return False
     return any(one.kind == "scores" or of_scores(call, one) for one in step.inputs)
@@ -85,7 +85,7 @@ def attention(call: Call, weights: Weights, layout: Layout, asking: Value | None
 
 def _unnormalized(tape: Tape, value: Value) -> Attention | None:
     """Return the attention whose output a value rearranges if no softmax has made its weights."""
-    step = tape.values[value.rearranges.bit_length() - 1].made_by
+    step = tape.source_of(value).made_by
     if not isinstance(step, Attention) or value.rearranges != step.value.rearranges or step.divided:
         return None
     asked = step.inputs[1]

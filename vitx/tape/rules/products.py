@@ -208,7 +208,7 @@ def _held(call: Call, one: Value, other: Value) -> int | None:
         if _gates(gate, content):
             return n
     for n, (made, of) in enumerate(((one, other), (other, one))):
-        whole = call.tape.values[of.rearranges.bit_length() - 1]
+        whole = call.tape.source_of(of)
         permuted = of.shape.numel() == whole.shape.numel() and made.made_from(whole)
         if permuted or made.ancestors >> of.number & 1:
             return n

@@ -106,12 +106,10 @@ def interpolated(call: Call) -> list[Value]:
         before, after = tensor.shape[dim], call.out.shape[dim]
         each = torch.eye(before, dtype=tensor.dtype, device=tensor.device)[None, None]
         matrix = call.overload.function(each, [before, after], call["align_corners"], None, scale)
+        matrix = matrix.mT if dim == 2 else matrix
+        call.tensors.of(matrix).origin = "fixed"
         given: list[Given] = [(tensor.detach(), value), (matrix, None)]
-        if dim == 2:
-            given = [(matrix.mT, None), given[0]]
-        for one, of_one in given:
-            if of_one is None:
-                call.tensors.of(one).origin = "fixed"
+        given = given[::-1] if dim == 2 else given
         made = given[0][0] @ given[1][0]
         inner = replace(call, live=[(tensor, value)], outs=[made])
         tensor, value = made, weighed(inner, of_matmul(*given))
