@@ -35,6 +35,20 @@ WRITES = {
 }
 
 
+def test_real_numbers_that_were_written_as_complex_ones_are_refused():
+    tape = Tape(nn.Identity())
+    recorder, image = Recorder(tape), torch.randn(4, 2)
+    with torch.no_grad(), recorder.recording():
+        recorder.begin(image)
+        whole = torch.view_as_complex(image * 2)
+        part = torch.view_as_real(whole)
+        whole[1] *= 3
+        out = part * 1
+    step = recorder.get(out).made_by.inputs[0].made_by
+    assert step.name == "view"
+    assert step.relevance is None
+
+
 @pytest.mark.parametrize("between", [False, True])
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("view", VIEWS)

@@ -29,6 +29,7 @@ class Version:
     storage: StorageWeakRef
     value: Value
     where: Geometry  # the layout of the value in the storage
+    dtype: torch.dtype  # of the elements that the layout counts
     before: "Version | None"  # the contents around the value; None if nothing there is live
     whole: Value | None = None  # of the whole storage, (n,), computed on demand
 
@@ -69,6 +70,8 @@ class Versions(dict[int | None, Version]):
         self._begin(tensor)
         version, where, flat = self._of(tensor), geometry(tensor), flat_view(tensor)
         assert version is not None
+        if version.dtype != tensor.dtype:  # no rule reads numbers as others, such as complex ones as real
+            return self._follow(ATEN.view.dtype, [flat, tensor.dtype], [(flat, version.value)], tensor)
         while where != version.where and version.before and not _overlap(where, version.where, len(flat)):
             version = version.before  # the last write went elsewhere
         if where == version.where:
@@ -93,7 +96,7 @@ class Versions(dict[int | None, Version]):
     def _put(self, tensor: Tensor, value: Value) -> None:
         before = None if _fills(tensor) else self._of(tensor)
         storage = StorageWeakRef(tensor.untyped_storage())
-        self[storage_of(tensor)] = Version(storage, value, geometry(tensor), before)
+        self[storage_of(tensor)] = Version(storage, value, geometry(tensor), tensor.dtype, before)
 
     def _whole(self, version: Version, flat: Tensor) -> Value:
         """Return the value of a whole storage, (n,)."""
